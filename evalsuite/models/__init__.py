@@ -1,0 +1,1 @@
+"""What answers: the Model protocol, the language model of this package, its engine, presets and other backends."""

@@ -1,0 +1,114 @@
+"""The Task protocol, and discovery of tasks through the entry-point group `evalsuite.tasks`."""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Protocol, runtime_checkable
+
+from evalsuite.errors import unknown
+from evalsuite.records import Completion, Facet, Facets, Sample, Score
+
+GROUP = "evalsuite.tasks"
+Count = Callable[[str], int]  # tokens that a text costs the model, special tokens included
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked of one task family."""
+
+    subtasks: tuple[str, ...] = ()  # "graph", "path"; none: all of them
+    lengths: tuple[int, ...] = ()  # token budgets of prompt + answer; none: the task's own
+    knobs: Mapping[str, tuple[Facet, ...]] = field(default_factory=dict)  # --set multihop.hops=1,2,4
+    data: Mapping[str, str] = field(default_factory=dict)  # --data squad=PATH
+    seed: int = 0
+    wording: str = "natural"  # or "terse": the closed-lexicon form in which the small checkpoints are trained
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One kind of question: every facet fixed, only the index still free."""
+
+    task: str  # "multihop.graph"
+    facets: Facets
+    chance: float = 0.0  # expected score of an answer guessed among the possible ones
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A training text in words of the lexicon, and at some of them the word that should follow (None: no loss there)."""
+
+    words: tuple[str, ...]
+    labels: tuple[str | None, ...]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A family of questions. A sample's content depends on (family, version, facets, seed, index) alone."""
+
+    name: str
+    version: int
+    licence: str
+    source: str  # where the benchmark is defined
+    needs: str  # data that must be given, "" for none
+
+    def subtasks(self) -> tuple[str, ...]:
+        """Names of the parts, as in `multihop.graph`."""
+        ...
+
+    def knobs(self) -> Mapping[str, tuple[Facet, ...]]:
+        """Every knob with its default values; `--set` replaces them."""
+        ...
+
+    def cells(self, request: Request) -> Sequence[Cell]:
+        """The cells that the request asks for and that can be made."""
+        ...
+
+    def missing(self, request: Request) -> Mapping[str, str]:
+        """What was asked for and cannot be made: name -> the reason and the fix, one line."""
+        ...
+
+    def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
+        """Sample number `index` of a cell, fitted to its length with the model's own token count."""
+        ...
+
+    def score(self, sample: Sample, completion: Completion) -> Score:
+        """Judge one completion."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A task that the lab can train on."""
+
+    def document(self, subtask: str, seed: int, index: int, budget: int) -> Document:
+        """Training document number `index` of at most `budget` words; never equal to an evaluation item."""
+        ...
+
+
+def generator(*key: object) -> random.Random:
+    """A random generator that depends on the key alone: same draws on every machine and PYTHONHASHSEED."""
+    text = "\x1f".join(map(str, key))
+    return random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest()))
+
+
+def sample_id(task: str, facets: Facets, index: int) -> str:
+    """`multihop/graph/2048/facts=32,hops=4/17`; the facets in alphabetical order, length apart."""
+    knobs = ",".join(f"{k}={v}" for k, v in sorted(facets.items()) if k != "length")
+    parts = [task.replace(".", "/"), str(facets["length"])] if "length" in facets else [task.replace(".", "/")]
+    return "/".join([*parts, *([knobs] if knobs else []), str(index)])
+
+
+def names() -> list[str]:
+    """Every task family that is installed."""
+    return sorted(entry.name for entry in entry_points(group=GROUP))
+
+
+def load(name: str) -> Task:
+    """The task family of that name. Raises UserError with the nearest name where there is none."""
+    for entry in entry_points(group=GROUP):
+        if entry.name == name:
+            task: Task = entry.load()()
+            return task
+    raise unknown("task", name, names())
