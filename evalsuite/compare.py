@@ -1,0 +1,321 @@
+"""Runs side by side: scores with intervals, paired differences to the first run, and each model's weakest spot."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalsuite import stats, store
+from evalsuite.errors import UserError
+from evalsuite.records import Facet
+from evalsuite.stats import Difference, Estimate
+from evalsuite.store import Key, Row, Run
+
+Keys = tuple[tuple[str, Facet], ...]  # (("task", "multihop.graph"), ("hops", 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One group of samples, one estimate a model; None where a model has no such sample."""
+
+    keys: Keys
+    chance: float
+    estimates: tuple[Estimate | None, ...]
+    differences: tuple[Difference | None, ...]  # to the first model, over pairs of one prompt; None where there are none
+
+    def get(self, key: str) -> Facet:
+        """The value of one key, "" where the group has none."""
+        return dict(self.keys).get(key, "")
+
+    @property
+    def n(self) -> str:
+        """Samples of each model: `100`, or `96-100` where they differ."""
+        counts = [e.n for e in self.estimates if e is not None]
+        return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What one model's column stands for."""
+
+    name: str
+    n: int
+    errors: Mapping[str, int]  # reason -> samples
+    truncated: Mapping[str, int]  # task -> answers cut by max_new_tokens
+    missing: Mapping[str, str]
+    finished: bool
+    unreadable: int
+    cost: Mapping[int, Mapping[str, int]]  # length -> {"kv": bytes, "state": bytes} of one sequence
+    prefill_rate: float  # tokens/s; NaN where not measured
+    decode_rate: float
+    weakest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that the tables show."""
+
+    columns: tuple[Column, ...]
+    scores: tuple[Line, ...]  # by task
+    families: tuple[Line, ...]  # by family: mean of its tasks; key "tasks" says of how many
+    hops: tuple[Line, ...]  # by task, shown facets and hops
+    lengths: tuple[Line, ...]  # by family and length: mean of its tasks
+    cells: tuple[Line, ...]  # by everything
+    wordings: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def load(paths: Iterable[str | Path]) -> list[Run]:
+    """Runs from their folders; a folder of runs stands for all of them, oldest first."""
+    runs: list[Run] = []
+    for path in map(Path, paths):
+        inside = [] if (path / "run.json").exists() else sorted(p.parent for p in path.glob("*/run.json"))
+        found = [store.read(folder, prompts=False) for folder in inside or [path]]
+        runs += sorted(found, key=lambda run: str(run.meta["created"]))
+    return runs
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Compare runs with the first. Raises UserError where there is nothing to compare."""
+    empty = [str(run.folder) for run in runs if not run.rows]
+    if empty or not runs:
+        raise UserError(f"no sample is stored in {', '.join(empty) or 'no run'}; run it first")
+    index = [{(row["task"], row["id"]): row for row in run.rows} for run in runs]
+    facets = _shown(runs)
+    spots = _lines(index, lambda row: (("task", row["task"]), *_pick(row, ["hops"])))
+    names = _names(runs)
+    columns = tuple(_column(run, names, i, spots) for i, run in enumerate(runs))
+    return Comparison(
+        columns=columns,
+        scores=_lines(index, lambda row: (("task", row["task"]),)),
+        families=_families(runs, index, lambda row: (("family", _family(row)),)),
+        hops=_lines(
+            index,
+            lambda row: (("task", row["task"]), *_pick(row, facets[row["task"]]), ("hops", row["facets"]["hops"])),
+            lambda row: "hops" in row["cell"],
+        ),
+        lengths=_families(
+            runs,
+            index,
+            lambda row: (("family", _family(row)), ("length", row["facets"]["length"])),
+            lambda row: "length" in row["cell"],
+        ),
+        cells=_lines(index, lambda row: (("task", row["task"]), *_pick(row, row["cell"]))),
+        wordings=_settings(runs, "wording"),
+        seeds=_settings(runs, "seed"),
+    )
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The summary.json of one run: counts, speed and every cell's score."""
+    result = compare([run])
+    column = result.columns[0]
+    return {
+        "format": store.FORMAT,
+        "model": run.name,
+        "samples": column.n,
+        "errors": dict(column.errors),
+        "truncated": dict(column.truncated),
+        "missing": dict(column.missing),
+        "cost": {str(length): dict(cost) for length, cost in column.cost.items()},
+        "prefill_tokens_per_second": _number(column.prefill_rate),
+        "decode_tokens_per_second": _number(column.decode_rate),
+        "tasks": [_record(line) for line in result.scores],
+        "families": [_record(line) for line in result.families],
+        "cells": [_record(line) for line in result.cells],
+    }
+
+
+def records(result: Comparison) -> list[dict[str, Any]]:
+    """Every cell of every model as one flat record, for JSON and CSV."""
+    flat = []
+    for line in result.cells:
+        for column, estimate, difference in zip(result.columns, line.estimates, line.differences, strict=True):
+            if estimate is not None:
+                flat.append({"model": column.name, **_score(line, estimate), **_difference(difference)})
+    return flat
+
+
+def _record(line: Line) -> dict[str, Any]:
+    estimate = line.estimates[0]
+    assert estimate is not None, "a run's own group has samples"
+    return _score(line, estimate)
+
+
+def _score(line: Line, estimate: Estimate) -> dict[str, Any]:
+    return {
+        **dict(line.keys),
+        "n": estimate.n,
+        "clusters": estimate.clusters,
+        "score": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "chance": line.chance,
+        "above_chance": stats.above_chance(estimate.value, line.chance),
+    }
+
+
+def _difference(difference: Difference | None) -> dict[str, Any]:
+    if difference is None:
+        return {}
+    return {
+        "difference": difference.value,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "pairs": difference.n,
+        "wins": difference.wins,
+        "losses": difference.losses,
+        "p": difference.p,
+    }
+
+
+def _lines(
+    index: Sequence[Mapping[Key, Row]],
+    keys: Callable[[Row], Keys],
+    keep: Callable[[Row], bool] = lambda row: True,
+) -> tuple[Line, ...]:
+    """Group every run's rows by their keys, in order of appearance with numbers ascending."""
+    groups: dict[Keys, list[list[Row]]] = {}
+    for i, rows in enumerate(index):
+        for row in rows.values():
+            if keep(row):
+                groups.setdefault(keys(row), [[] for _ in index])[i].append(row)
+    return tuple(_line(key, groups[key], index[0]) for key in sorted(groups, key=_order))
+
+
+def _line(keys: Keys, parts: Sequence[Sequence[Row]], base: Mapping[Key, Row]) -> Line:
+    estimates = tuple(
+        stats.estimate([r["score"] for r in rows], [r["cluster"] for r in rows]) if rows else None for rows in parts
+    )
+    differences = (None, *(_paired(rows, base) for rows in parts[1:]))
+    chances = [row["chance"] for row in next(rows for rows in parts if rows)]
+    return Line(keys, math.fsum(chances) / len(chances), estimates, differences)
+
+
+def _paired(rows: Sequence[Row], base: Mapping[Key, Row]) -> Difference | None:
+    """Difference to the first run over the samples that both were asked in the same words."""
+    pairs = [(row, base[row["task"], row["id"]]) for row in rows if (row["task"], row["id"]) in base]
+    same = [(a, b) for a, b in pairs if a["prompt_hash"] == b["prompt_hash"]]
+    if not same:
+        return None
+    return stats.paired([a["score"] for a, _ in same], [b["score"] for _, b in same], [a["cluster"] for a, _ in same])
+
+
+def _families(
+    runs: Sequence[Run],
+    index: Sequence[Mapping[Key, Row]],
+    keys: Callable[[Row], Keys],
+    keep: Callable[[Row], bool] = lambda row: True,
+) -> tuple[Line, ...]:
+    """Unweighted mean over the tasks of a family that every run has, and how many of how many those are."""
+    lines: dict[Keys, list[list[Row]]] = {}
+    for i, rows in enumerate(index):
+        for row in rows.values():
+            if keep(row):
+                lines.setdefault(keys(row), [[] for _ in index])[i].append(row)
+    result = []
+    for key in sorted(lines, key=_order):
+        parts = lines[key]
+        common = set.intersection(*({row["task"] for row in rows} for rows in parts if rows))
+        parts = [[row for row in rows if row["task"] in common] for rows in parts]
+        first = next((rows for rows in parts if rows), None)
+        if first is None:
+            continue
+        total = max(len(run.meta["tasks"].get(dict(key)["family"], {}).get("subtasks", ())) for run in runs)
+        estimates = tuple(
+            stats.stratified([r["score"] for r in rows], [r["task"] for r in rows], [r["cluster"] for r in rows])
+            if rows
+            else None
+            for rows in parts
+        )
+        chance = stats.stratified([r["chance"] for r in first], [r["task"] for r in first]).value
+        label = f"{len(common)} of {max(total, len(common))}"
+        result.append(Line((*key, ("tasks", label)), chance, estimates, (None,) * len(parts)))
+    return tuple(result)
+
+
+def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]) -> Column:
+    errors = Counter(row["error"] or "unknown error" for row in run.rows if row["finish"] == "error" or row["error"])
+    truncated = Counter(row["task"] for row in run.rows if row["finish"] == "length")
+    timings = run.timings
+    return Column(
+        name=names[position],
+        n=len(run.rows),
+        errors=dict(errors.most_common()),
+        truncated=dict(truncated.most_common()),
+        missing=run.meta["missing"],
+        finished=(run.folder / "summary.json").exists() and not any(run.folder.glob("samples-*.jsonl")),
+        unreadable=run.unreadable,
+        cost={int(length): cost for length, cost in sorted(run.meta["cost"].items(), key=lambda c: int(c[0]))},
+        prefill_rate=_rate(timings, "prefill"),
+        decode_rate=_rate(timings, "decode"),
+        weakest=_weakest(spots, names, position),
+    )
+
+
+def _weakest(spots: Sequence[Line], names: Sequence[str], position: int) -> str:
+    """Where the model is surest to lie below the first one; where it does nowhere, or is the first, its lowest score
+    over chance."""
+    mine = [(line, line.estimates[position], line.differences[position]) for line in spots]
+    scored = [(line, e, d) for line, e, d in mine if e is not None]
+    behind = [(line, e, d) for line, e, d in scored if d is not None and d.high < 0]
+    if behind:
+        line, estimate, difference = min(behind, key=lambda spot: spot[2].high if spot[2] else 0.0)
+        assert difference is not None
+        gap = f", {-difference.value:.2f} below {names[0]}"
+    else:
+        line, estimate, _ = min(scored, key=lambda spot: stats.above_chance(spot[1].value, spot[0].chance))
+        compared = position > 0 and any(d is not None for _, _, d in scored)
+        gap = f"; nowhere surely below {names[0]}" if compared else ""
+    hops = line.get("hops")
+    place = f"{line.get('task')}, {hops} hop{'s' if hops != 1 else ''}" if hops != "" else str(line.get("task"))
+    interval = f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{names[position]}: weakest at {place}: {interval}, chance {line.chance:.2f}{gap}"
+
+
+def _shown(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """For each task the facets that tell its hop rows apart: `facts`, and whatever else varies but hops and length."""
+    values: dict[str, dict[str, set[Facet]]] = {}
+    for run in runs:
+        for row in run.rows:
+            seen = values.setdefault(row["task"], {})
+            for key in row["cell"]:
+                seen.setdefault(key, set()).add(row["facets"][key])
+    return {
+        task: [k for k in sorted(seen) if k not in ("hops", "length") and (k == "facts" or len(seen[k]) > 1)]
+        for task, seen in values.items()
+    }
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Column titles: the models' names, or the folders where one model comes twice."""
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, runs, strict=True)]
+
+
+def _settings(runs: Sequence[Run], key: str) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(task[key] for run in runs for task in run.meta["tasks"].values()))
+
+
+def _rate(timings: Sequence[Mapping[str, float]], phase: str) -> float:
+    tokens = math.fsum(t[f"{phase}_tokens"] for t in timings)
+    seconds = math.fsum(t[f"{phase}_seconds"] for t in timings)
+    return tokens / seconds if tokens and seconds else math.nan
+
+
+def _pick(row: Row, names: Iterable[str]) -> Keys:
+    return tuple((name, row["facets"][name]) for name in names if name in row["facets"])
+
+
+def _family(row: Row) -> str:
+    return str(row["task"]).partition(".")[0]
+
+
+def _order(keys: Keys) -> tuple[Any, ...]:
+    return tuple((name, isinstance(v, str), v if not isinstance(v, str) else 0, str(v)) for name, v in keys)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

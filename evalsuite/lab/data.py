@@ -1,0 +1,114 @@
+"""The token stream: documents of the task plugins, made once, read by every design in the same order."""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from evalsuite.errors import UserError
+from evalsuite.models.tokenizer import vocabulary
+from evalsuite.task import Trainable, generator, load
+
+IGNORE = 65535  # no loss at this position; ids are uint16
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a stream is made of. Two equal streams are equal byte for byte.
+
+    `mixture` gives each task its share of the rows; `lengths` gives row lengths and their shares of the steps, and
+    `curriculum` the share of the steps at the start that use the shortest length only.
+    """
+
+    mixture: tuple[tuple[str, float], ...]  # ("multihop.graph", 0.4)
+    lengths: tuple[tuple[int, float], ...] = ((256, 0.7), (512, 0.3))
+    curriculum: float = 0.3
+    steps: int = 1000
+    tokens_per_step: int = 16384
+    seed: int = 0
+
+    def length(self, step: int) -> int:
+        """Row length of a step; tokens per step stay the same."""
+        choices = [length for length, _ in self.lengths]
+        if step < self.curriculum * self.steps:
+            return min(choices)
+        return generator("stream-length", self.seed, step).choices(choices, [w for _, w in self.lengths])[0]
+
+
+@cache
+def _task(family: str) -> Trainable:
+    task = load(family)
+    if not isinstance(task, Trainable):
+        raise UserError(f"task {family!r} has no training documents")
+    return task
+
+
+@cache
+def _ids() -> dict[str, int]:
+    """Word -> id of its one token; a lexicon word carries the space before it."""
+    return {token.removeprefix("▁"): i for i, token in enumerate(vocabulary()) if token.startswith("▁") and token != "▁"}
+
+
+def row(stream: Stream, step: int, index: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """One row of `length` tokens: `<s>`, a document, padding; and the label of each position. Both uint16."""
+    draw = generator("stream-task", stream.seed, step, index)
+    names = [name for name, _ in stream.mixture]
+    family, _, subtask = draw.choices(names, [share for _, share in stream.mixture])[0].partition(".")
+    number = step * stream.tokens_per_step + index
+    document = _task(family).document(subtask, stream.seed, number, length - 1)
+    assert len(document.words) < length, f"{family}.{subtask} made {len(document.words)} words for {length - 1}"
+    table = _ids()
+    ids = np.zeros(length, dtype=np.uint16)
+    labels = np.full(length, IGNORE, dtype=np.uint16)
+    ids[0] = 1
+    count = len(document.words)
+    ids[1 : count + 1] = [table[word] for word in document.words]
+    labels[1 : count + 1] = [IGNORE if word is None else table[word] for word in document.labels]
+    return ids, labels
+
+
+def step_tokens(stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels `[tokens_per_step]` of one step."""
+    length = stream.length(step)
+    rows = [row(stream, step, i, length) for i in range(stream.tokens_per_step // length)]
+    return np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
+
+
+def _steps(stream: Stream, steps: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [step_tokens(stream, step) for step in steps]
+
+
+def build(stream: Stream, folder: Path, workers: int = 1) -> Path:
+    """Write the stream to `folder` (ids and labels, uint16, `[steps, tokens_per_step]`) unless it is there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "stream.json"
+    wanted = json.dumps(asdict(stream), indent=1)
+    if recipe.exists():
+        if recipe.read_text() != wanted:
+            raise UserError(f"{folder} holds another stream; choose another folder or remove it")
+        return folder
+    shape = (stream.steps, stream.tokens_per_step)
+    ids = np.lib.format.open_memmap(folder / "ids.npy", mode="w+", dtype=np.uint16, shape=shape)
+    labels = np.lib.format.open_memmap(folder / "labels.npy", mode="w+", dtype=np.uint16, shape=shape)
+    blocks = [range(i, min(i + 8, stream.steps)) for i in range(0, stream.steps, 8)]
+    with ProcessPoolExecutor(workers) as pool:
+        for block, rows in zip(blocks, pool.map(_steps, [stream] * len(blocks), blocks), strict=True):
+            for step, (i, j) in zip(block, rows, strict=True):
+                ids[step], labels[step] = i, j
+    ids.flush()
+    labels.flush()
+    recipe.write_text(wanted)  # last: a folder with a recipe is whole
+    return folder
+
+
+def batches(stream: Stream, folder: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and labels `[rows, length]` of each step from `start` on."""
+    ids = np.load(folder / "ids.npy", mmap_mode="r")
+    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    for step in range(start, stream.steps):
+        shape = (-1, stream.length(step))
+        yield np.asarray(ids[step]).reshape(shape), np.asarray(labels[step]).reshape(shape)

@@ -1,0 +1,133 @@
+"""Trains one design on a token stream: AdamW, warm-up, flat, linear cool-down; loss on the labelled positions only."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evalsuite.lab.data import IGNORE, Stream, batches
+from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.modeling import EvalsuiteForCausalLM
+from evalsuite.models.tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Optimizer and schedule, the same for every design."""
+
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05  # on matrices
+    warmup: int = 150
+    cooldown: float = 0.4  # share of the steps
+    clip: float = 1.0
+    seed: int = 0
+    bf16: bool = True  # autocast
+
+    def rate(self, step: int, steps: int) -> float:
+        """Share of the learning rate at a step."""
+        down = (steps - step) / max(1, self.cooldown * steps)
+        return min(1.0, (step + 1) / self.warmup, down)
+
+
+def loss_of(model: EvalsuiteForCausalLM, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over the labelled positions of `[B, T]`, and the share of them predicted right."""
+    hidden = model.model(ids)
+    at = labels != IGNORE
+    logits = model.lm_head(hidden[at]).float()
+    loss = F.cross_entropy(logits, labels[at]) + model.config.router_aux_loss_coef * model.balance()
+    return loss, (logits.argmax(-1) == labels[at]).float().mean()
+
+
+def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8)
+
+
+class Trainer:
+    """One run. Interrupted, it goes on from its last checkpoint and ends in the same weights."""
+
+    def __init__(self, config: EvalsuiteConfig, recipe: Recipe, device: str = "cpu") -> None:
+        torch.manual_seed(recipe.seed)
+        self.model = EvalsuiteForCausalLM(config).to(device)
+        self.recipe, self.device = recipe, device
+        self.optimizer = optimizer_of(self.model, recipe)
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on, put in place at once."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        part = folder / "trainer.pt.part"
+        torch.save(state, part)
+        os.replace(part, folder / "trainer.pt")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the checkpoint in `folder`, if there is one."""
+        if (folder / "trainer.pt").exists():
+            state = torch.load(folder / "trainer.pt", map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+    def run(self, stream: Stream, data: Path, out: Path, report: Callable[[dict[str, float]], None]) -> None:
+        """Train to the end of the stream; a line of history every 50 steps, a checkpoint every 250."""
+        out.mkdir(parents=True, exist_ok=True)
+        self.resume(out)
+        self.model.train()
+        began = time.perf_counter() - self.seconds
+        for ids, labels in batches(stream, data, self.step):
+            loss, accuracy = self._update(ids, labels, self.recipe.rate(self.step, stream.steps))
+            self.step += 1
+            self.seconds = time.perf_counter() - began
+            if self.step % 50 == 0 or self.step == stream.steps:
+                tokens = self.step * stream.tokens_per_step
+                line = {"step": self.step, "tokens": tokens, "loss": loss.item(), "accuracy": accuracy.item()}
+                self.history.append({**line, "seconds": round(self.seconds, 1)})
+                report(self.history[-1])
+                if not math.isfinite(line["loss"]):
+                    raise FloatingPointError(f"loss is {line['loss']} at step {self.step}; lower the learning rate")
+            if self.step % 250 == 0:
+                self.save(out)
+        self.save(out)
+
+    def _update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
+        x = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        y = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * rate
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
+            loss, accuracy = loss_of(self.model, x, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        return loss.detach(), accuracy
+
+
+def publish(trainer: Trainer, folder: Path, provenance: dict[str, Any]) -> None:
+    """Write the checkpoint as transformers lays it out, in bf16, with its tokenizer and `training.json`."""
+    model = EvalsuiteForCausalLM(trainer.model.config)
+    model.load_state_dict(trainer.model.state_dict())
+    model.to(torch.bfloat16).eval().save_pretrained(folder)
+    build_tokenizer(trainer.model.config.max_position_embeddings).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(provenance, indent=1) + "\n")

@@ -1,0 +1,198 @@
+"""Intervals, paired differences, tests and power: pure functions on arrays of scores in [0, 1].
+
+Clusters follow Miller, "Adding Error Bars to Evals" (arXiv 2411.00640): samples that share a source are not independent.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Array = NDArray[np.float64]
+Values = Sequence[float] | Array
+Labels = Sequence[str] | NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval; `n` samples in `clusters` independent groups. NaN and the full range where n is 0."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+    def includes(self, point: float) -> bool:
+        """Whether the interval holds the point."""
+        return self.low <= point <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean paired difference a - b with its interval; `wins` and `losses` count the pairs with a > b and a < b.
+
+    `p` is two-sided: exact McNemar for independent binary pairs, else from the cluster-robust t.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    wins: int
+    losses: int
+    p: float
+
+
+def wilson(successes: float, n: float, level: float = 0.95, z: float | None = None) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927). Never of zero width for n > 0; (0, 1) for n = 0."""
+    if n <= 0:
+        return 0.0, 1.0
+    z = _normal(level) if z is None else z
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z * z / (4 * n * n))
+    low = 0.0 if successes <= 0 else max(0.0, centre - half)
+    high = 1.0 if successes >= n else min(1.0, centre + half)
+    return low, high
+
+
+def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95) -> Estimate:
+    """Mean score with its interval.
+
+    Independent binary scores: Wilson. Clustered binary scores: Wilson with the effective sample size p(1-p)/V, V the
+    CR1 variance, and the t quantile of C-1 degrees of freedom (Franco et al. 2019, doi 10.1093/jssam/smy019). Graded
+    scores: CR1 with the same t, clipped to [0, 1]. Where every cluster has the same mean there is nothing to estimate a
+    variance from: Wilson with one observation a cluster, which bounds any distribution on [0, 1] with that mean.
+    """
+    y = np.asarray(values, dtype=np.float64)
+    n = len(y)
+    if n == 0:
+        return Estimate(math.nan, 0.0, 1.0, 0, 0)
+    codes, count = _codes(clusters, n)
+    mean = float(y.mean())
+    binary = bool(np.isin(y, (0.0, 1.0)).all())
+    if binary and count == n:
+        return Estimate(mean, *wilson(float(y.sum()), n, level), n, count)
+    variance = _cr1(y - mean, codes, count)
+    if count < 2 or variance <= 1e-18:
+        return Estimate(mean, *wilson(mean * count, count, level), n, count)
+    t = _student(level, count - 1)
+    if binary:
+        size = min(mean * (1 - mean) / variance, n)
+        return Estimate(mean, *wilson(mean * size, size, z=t), n, count)
+    half = t * math.sqrt(variance)
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n, count)
+
+
+def stratified(values: Values, strata: Labels, clusters: Labels | None = None, level: float = 0.95) -> Estimate:
+    """Unweighted mean of the strata's means (RULER's "mean over tasks"), with a CR1 interval over all samples.
+
+    A stratum that is one-sided adds no variance of its own; the interval is at least that of Wilson for all samples
+    where no variance is left at all.
+    """
+    y = np.asarray(values, dtype=np.float64)
+    n = len(y)
+    if n == 0:
+        return Estimate(math.nan, 0.0, 1.0, 0, 0)
+    groups, kinds = _codes(strata, n)
+    sizes = np.bincount(groups, minlength=kinds)
+    means = np.bincount(groups, weights=y, minlength=kinds) / sizes
+    mean = float(means.mean())
+    codes, count = _codes(clusters, n)
+    residuals = (y - means[groups]) * n / (sizes[groups] * kinds)
+    variance = _cr1(residuals, codes, count)
+    if count < 2 or variance <= 1e-18:
+        return Estimate(mean, *wilson(mean * count, count, level), n, count)
+    half = _student(level, count - 1) * math.sqrt(variance)
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n, count)
+
+
+def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 0.95) -> Difference:
+    """Mean of a - b over the same samples.
+
+    The interval is CR1 with C-1 degrees of freedom after adding one cluster of average size at +1 and one at -1: for
+    binary pairs the adjusted Wald interval of Bonett and Price (2012, doi 10.3102/1076998611411915), which covers where
+    few or no pairs disagree and is never of zero width.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    assert len(x) == len(y), "paired scores have the same samples"
+    d = x - y
+    n = len(d)
+    if n == 0:
+        return Difference(math.nan, -1.0, 1.0, 0, 0, 0, 1.0)
+    codes, count = _codes(clusters, n)
+    weight = np.concatenate([np.ones(n), [n / count] * 2])
+    padded = np.concatenate([d, [1.0, -1.0]])
+    centre = float(np.average(padded, weights=weight))
+    residuals = weight * (padded - centre)
+    sums = np.bincount(np.concatenate([codes, [count, count + 1]]), weights=residuals)
+    variance = (count + 2) / (count + 1) * float(sums @ sums) / float(weight.sum()) ** 2
+    half = _student(level, count + 1) * math.sqrt(variance)
+    mean = float(d.mean())
+    wins, losses = int((d > 0).sum()), int((d < 0).sum())
+    if count == n and np.isin(d, (-1.0, 0.0, 1.0)).all():
+        p = mcnemar(wins, losses)
+    else:
+        robust = _cr1(d - mean, codes, count) if count > 1 else 0.0
+        p = _two_sided(mean, robust, count)
+    low, high = max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
+    return Difference(mean, low, high, n, wins, losses, p)
+
+
+def mcnemar(wins: int, losses: int, *, one_sided: bool = False) -> float:
+    """Exact McNemar test of binary pairs. One-sided: evidence that there are more losses than wins."""
+    n = wins + losses
+    if n == 0:
+        return 1.0
+    tail = float(special.bdtr(wins if one_sided else min(wins, losses), n, 0.5))
+    return tail if one_sided else min(1.0, 2 * tail)
+
+
+def detectable(discordance: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest paired difference that a one-sided test at `alpha` finds with `power`; `discordance` is the share of pairs
+    that disagree. Infinite for n = 0."""
+    if n <= 0:
+        return math.inf
+    return float(special.ndtri(1 - alpha) + special.ndtri(power)) * math.sqrt(discordance / n)
+
+
+def above_chance(score: float, chance: float) -> float:
+    """Floor-corrected score: 0 at chance, 1 at perfect."""
+    return (score - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def _codes(labels: Labels | None, n: int) -> tuple[NDArray[np.intp], int]:
+    """Cluster numbers [n] and how many there are; an empty label is a cluster of its own."""
+    if labels is None:
+        return np.arange(n), n
+    numbers: dict[object, int] = {}
+    codes = [numbers.setdefault((i,) if label == "" else label, len(numbers)) for i, label in enumerate(labels)]
+    assert len(codes) == n, "one cluster label a sample"
+    return np.asarray(codes, dtype=np.intp), len(numbers)
+
+
+def _cr1(residuals: Array, codes: NDArray[np.intp], count: int) -> float:
+    """Variance of a mean from cluster sums of residuals, with the small-sample factor C / (C - 1)."""
+    if count < 2:
+        return 0.0
+    sums = np.bincount(codes, weights=residuals, minlength=count)
+    return count / (count - 1) * float(sums @ sums) / len(residuals) ** 2
+
+
+def _two_sided(mean: float, variance: float, count: int) -> float:
+    if variance <= 1e-18:
+        return 1.0 if mean == 0 or count < 2 else 2 * 0.5**count
+    return float(2 * special.stdtr(count - 1, -abs(mean) / math.sqrt(variance)))
+
+
+def _normal(level: float) -> float:
+    return float(special.ndtri(0.5 + level / 2))
+
+
+def _student(level: float, freedom: int) -> float:
+    return float(special.stdtrit(freedom, 0.5 + level / 2))
