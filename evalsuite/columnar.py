@@ -63,9 +63,10 @@ def _column(values: list[Any]) -> pa.Array:
     kinds = {type(v) for v in values if v is not None}
     if kinds <= {bool}:
         return pa.array(values, type=pa.bool_())
-    if kinds <= {bool, int} and all(v is None or abs(v) < 2**63 for v in values):
+    fits = all(abs(v) < 2**63 for v in values if isinstance(v, int))
+    if kinds <= {bool, int} and fits:
         return pa.array([None if v is None else int(v) for v in values], type=pa.int64())
-    if kinds <= {bool, int, float}:
+    if kinds <= {bool, int, float} and fits:
         return pa.array([None if v is None else float(v) for v in values], type=pa.float64())
     return pa.array([None if v is None else str(v) for v in values], type=pa.string())
 

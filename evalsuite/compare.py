@@ -23,7 +23,9 @@ class Line:
     keys: Keys
     chance: float
     estimates: tuple[Estimate | None, ...]
-    differences: tuple[Difference | None, ...]  # to the first model, over pairs of one prompt; None where there are none
+    differences: tuple[
+        Difference | None, ...
+    ]  # to the first model, over pairs of one prompt; None where there are none
 
     def get(self, key: str) -> Facet:
         """The value of one key, "" where the group has none."""

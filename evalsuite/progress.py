@@ -7,18 +7,21 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from evalsuite.models.base import Speed
 from evalsuite.store import Row
 
 
 class Reporter(Protocol):
     """Told of every stored sample."""
 
-    def begin(self, model: str, done: int, total: int) -> None:
-        """A model starts with `done` of `total` samples stored already."""
+    def begin(self, model: str, total: int) -> None:
+        """A model starts on `total` samples."""
         ...
 
-    def add(self, row: Row, speed: Speed) -> None:
+    def skip(self) -> None:
+        """One sample is stored from before."""
+        ...
+
+    def add(self, row: Row) -> None:
         """One more sample is stored."""
         ...
 
@@ -30,10 +33,13 @@ class Reporter(Protocol):
 class Silent:
     """Reports nothing."""
 
-    def begin(self, model: str, done: int, total: int) -> None:
+    def begin(self, model: str, total: int) -> None:
         return
 
-    def add(self, row: Row, speed: Speed) -> None:
+    def skip(self) -> None:
+        return
+
+    def add(self, row: Row) -> None:
         return
 
     def end(self) -> None:
@@ -45,8 +51,8 @@ class _Tally:
     """Running counts of one model."""
 
     model: str
-    done: int
     total: int
+    done: int = 0
     started: float = field(default_factory=time.monotonic)
     answered: int = 0
     points: float = 0.0
@@ -63,7 +69,7 @@ class _Tally:
     @property
     def text(self) -> str:
         accuracy = f"accuracy {self.points / self.answered:.2f}" if self.answered else ""
-        rate = f"{self.tokens / max(time.monotonic() - self.started, 1e-9):,.0f} tokens/s"
+        rate = f"{self.tokens / max(time.monotonic() - self.started, 1e-9):,.0f} tokens/s" if self.tokens else ""
         errors = f"{self.errors} errors" if self.errors else ""
         return ", ".join(filter(None, (accuracy, rate, errors)))
 
@@ -82,10 +88,10 @@ class Live:
         self._console = console
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._tally = _Tally("", 0, 0)
+        self._tally = _Tally("", 0)
 
-    def begin(self, model: str, done: int, total: int) -> None:
-        self._tally = _Tally(model, done, total)
+    def begin(self, model: str, total: int) -> None:
+        self._tally = _Tally(model, total)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -95,10 +101,13 @@ class Live:
             console=self._console,
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task(model, total=total, completed=done, text="")
+        self._task = self._bar.add_task(model, total=total, text="")
         self._bar.start()
 
-    def add(self, row: Row, speed: Speed) -> None:
+    def skip(self) -> None:
+        self._tally.done += 1
+
+    def add(self, row: Row) -> None:
         self._tally.add(row)
         assert self._bar is not None, "begin comes first"
         self._bar.update(self._task, completed=self._tally.done, total=self._tally.total, text=self._tally.text)
@@ -116,15 +125,17 @@ class Lines:
         self._console = console
         self._seconds = seconds
         self._last = 0.0
-        self._tally = _Tally("", 0, 0)
+        self._tally = _Tally("", 0)
 
-    def begin(self, model: str, done: int, total: int) -> None:
-        self._tally = _Tally(model, done, total)
+    def begin(self, model: str, total: int) -> None:
+        self._tally = _Tally(model, total)
         self._last = time.monotonic()
-        kept = f", {done} stored already" if done else ""
-        self._say(f"{model}: {total} samples{kept}")
+        self._say(f"{model}: {total} samples")
 
-    def add(self, row: Row, speed: Speed) -> None:
+    def skip(self) -> None:
+        self._tally.done += 1
+
+    def add(self, row: Row) -> None:
         self._tally.add(row)
         if time.monotonic() - self._last >= self._seconds:
             self._last = time.monotonic()
@@ -133,7 +144,9 @@ class Lines:
 
     def end(self) -> None:
         tally = self._tally
-        self._say(f"{tally.model}: {tally.done}/{tally.total}" + (f", {tally.text}" if tally.answered else ""))
+        stored = tally.done - tally.answered
+        kept = f"{stored} stored from before" if stored else ""
+        self._say(", ".join(filter(None, (f"{tally.model}: {tally.done}/{tally.total}", kept, tally.text))))
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

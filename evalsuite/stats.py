@@ -1,6 +1,7 @@
 """Intervals, paired differences, tests and power: pure functions on arrays of scores in [0, 1].
 
-Clusters follow Miller, "Adding Error Bars to Evals" (arXiv 2411.00640): samples that share a source are not independent.
+Clusters follow Miller, "Adding Error Bars to Evals" (arXiv 2411.00640): samples that share a source are
+not independent.
 """
 
 import math
@@ -154,8 +155,10 @@ def mcnemar(wins: int, losses: int, *, one_sided: bool = False) -> float:
 
 
 def detectable(discordance: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest paired difference that a one-sided test at `alpha` finds with `power`; `discordance` is the share of pairs
-    that disagree. Infinite for n = 0."""
+    """Smallest paired difference that a one-sided test at `alpha` finds with `power`; infinite for n = 0.
+
+    `discordance` is the share of pairs that disagree.
+    """
     if n <= 0:
         return math.inf
     return float(special.ndtri(1 - alpha) + special.ndtri(power)) * math.sqrt(discordance / n)

@@ -6,6 +6,7 @@ one `write` with O_APPEND, so that a kill at any instant loses at most the line 
 `timings-<rank>.jsonl`: the samples of two equal runs are equal.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -91,9 +92,9 @@ class Store:
     def open(cls, folder: str | os.PathLike[str], meta: Mapping[str, Any], *, must_exist: bool = False) -> "Store":
         """Open or create a run's folder for writing and merge `meta` into its run.json.
 
-        An existing folder goes on where the model and, for the tasks in both, version, seed and wording agree; new tasks
-        are added. Raises UserError where they differ (naming what), where another process writes, where the folder
-        cannot be written, and with `must_exist` where there is no run.
+        An existing folder goes on where the model and, for the tasks in both, version, seed and wording agree; new
+        tasks are added. Raises UserError where they differ (naming what), where another process writes, where the
+        folder cannot be written, and with `must_exist` where there is no run.
         """
         path = Path(folder)
         if must_exist and not (path / "run.json").exists():
@@ -125,29 +126,36 @@ class Store:
         """Add one slice's tokens and seconds."""
         self._write(self._timings, dict(timing))
 
-    def rows(self) -> list[Row]:
-        """Everything stored so far."""
-        return read(self.folder).rows
+    def remember_missing(self, missing: Mapping[str, str]) -> None:
+        """Add what turned out to be impossible while running to run.json."""
+        if not missing.keys() <= self.meta["missing"].keys():
+            self.meta = {**self.meta, "missing": {**self.meta["missing"], **missing}}
+            write_json(self.folder / "run.json", self.meta)
 
     def finish(self, rows: list[Row], summary: Mapping[str, Any]) -> None:
         """Put samples.parquet and summary.json in place of the log."""
         try:
-            _replace(self.folder / "samples.parquet", _parquet(rows))
+            logs = [log for log in self.folder.glob("samples-*.jsonl") if log.stat().st_size]
+            if logs or not (self.folder / "samples.parquet").exists():
+                _replace(self.folder / "samples.parquet", _parquet(rows))
             write_json(self.folder / "summary.json", summary)
-            for log in self.folder.glob("samples-*.jsonl"):
+            for log in logs:
                 log.unlink()
         except OSError as error:
             raise _full(self.folder, len(self.done), error) from error
 
     def close(self) -> None:
         """Flush to the disk and let the next writer in."""
-        for descriptor in (self._log, self._timings):
-            if descriptor >= 0:
-                os.fsync(descriptor)
-                os.close(descriptor)
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._log = self._timings = self._lock = -1
+        with contextlib.ExitStack() as stack:
+            if self._lock >= 0:
+                stack.callback(os.close, self._lock)
+            if self._log >= 0:
+                stack.callback(_remove_empty, self.folder / f"samples-{self.rank}.jsonl")
+            for descriptor in (self._log, self._timings):
+                if descriptor >= 0:
+                    stack.callback(os.close, descriptor)
+                    stack.callback(os.fsync, descriptor)
+            self._log = self._timings = self._lock = -1
 
     def __enter__(self) -> "Store":
         return self
@@ -239,7 +247,9 @@ def _merged(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str,
     ]
     if changes:
         raise UserError(f"{folder} holds another run; take another --out. It differs in {'; '.join(changes)}")
-    requests = old["requests"] + [r for r in new["requests"] if not any(_asked(r) == _asked(o) for o in old["requests"])]
+    requests = old["requests"] + [
+        r for r in new["requests"] if not any(_asked(r) == _asked(o) for o in old["requests"])
+    ]
     again = set(new["tasks"])
     missing = {k: v for k, v in old["missing"].items() if k.partition(".")[0].partition(" ")[0] not in again}
     return {
@@ -303,6 +313,11 @@ def _open_log(path: Path) -> int:
     if end < size:
         os.ftruncate(descriptor, end)
     return descriptor
+
+
+def _remove_empty(path: Path) -> None:
+    if path.exists() and path.stat().st_size == 0:
+        path.unlink()
 
 
 def _parquet(rows: list[Row]) -> bytes:

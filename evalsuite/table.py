@@ -1,4 +1,4 @@
-"""A comparison as tables: rich at a terminal, Markdown that reads as plain text elsewhere, CSV and JSON for machines."""
+"""A comparison as tables: rich at a terminal, Markdown that reads as plain text elsewhere, CSV and JSON."""
 
 import csv
 import io
@@ -113,7 +113,9 @@ def warnings(result: Comparison) -> list[str]:
         if not c.finished:
             lines.append(f"UNFINISHED {c.name}: {c.n} samples so far; the same command goes on")
         if c.unreadable:
-            lines.append(f"UNREADABLE {c.name}: {c.unreadable} damaged lines in its log; the same command asks them again")
+            lines.append(
+                f"UNREADABLE {c.name}: {c.unreadable} damaged lines in its log; the same command asks them again"
+            )
         for reason, count in list(c.errors.items())[:3]:
             lines.append(f"ERRORS {c.name}: {count} of {c.n} samples count as wrong: {reason}")
         if len(c.errors) > 3:
@@ -155,7 +157,9 @@ def _scores(result: Comparison) -> Section:
         members = [line for line in result.scores if str(line.get("task")).partition(".")[0] == family]
         done, _, total = str(mean.get("tasks")).partition(" of ")
         if len(members) > 1 or int(total) > 1:
-            label = f"{family}: mean of {done} tasks" if done == total else f"{family}: mean of {mean.get('tasks')} tasks"
+            label = (
+                f"{family}: mean of {done} tasks" if done == total else f"{family}: mean of {mean.get('tasks')} tasks"
+            )
             rows.append((label, mean.n, f"{mean.chance:.2f}", *(_score(e, mean.chance) for e in mean.estimates)))
         indent = "  " if rows and rows[-1][0].startswith(f"{family}:") else ""
         rows += (
@@ -249,11 +253,8 @@ def _markdown(section: Section) -> str:
     rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in (section.header, *section.rows)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(section.header))]
     left = _left(section)
-    lines = [
-        "| " + " | ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        + " |"
-        for row in rows
-    ]  # fmt: skip
+    padded = ([c.ljust(widths[i]) if i in left else c.rjust(widths[i]) for i, c in enumerate(row)] for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in padded]
     rule = "|" + "|".join("-" * (w + 2) if i in left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
@@ -270,7 +271,9 @@ def _print(result: Comparison, console: Console) -> None:
             console.print(f"[yellow bold]{kind}[/yellow bold] {escape(rest)}", highlight=False)
     for section in sections(result):
         left = _left(section)
-        table = Table(title=escape(section.title), title_justify="left", title_style="bold", caption=escape(section.note))
+        table = Table(
+            title=escape(section.title), title_justify="left", title_style="bold", caption=escape(section.note)
+        )
         table.caption_justify = "left"
         for i, name in enumerate(section.header):
             table.add_column(escape(name), justify="left" if i in left else "right", no_wrap=i > 0)

@@ -1,1 +1,72 @@
 """What answers: the Model protocol, the language model of this package, its engine, presets and other backends."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from evalsuite.errors import UserError, unknown
+from evalsuite.models.base import Model
+from evalsuite.models.presets import PRESETS
+
+GROUP = "evalsuite.models"
+ZOO = Path(__file__).parents[1] / "zoo"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A line of `evalsuite list models`."""
+
+    name: str
+    pattern: str  # "" for a plugin
+    about: str
+    shipped: bool  # a trained checkpoint comes with the package
+
+
+def names() -> list[Listed]:
+    """Every preset, then every plugin that is installed."""
+    presets = [Listed(name, preset.pattern, preset.about, shipped(name)) for name, preset in PRESETS.items()]
+    plugins = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    return presets + [Listed(entry.name, "", f"plugin {entry.value}", False) for entry in plugins]
+
+
+def describe() -> list[dict[str, object]]:
+    """The presets as plain rows."""
+    return [asdict(listed) for listed in names() if listed.name in PRESETS]
+
+
+def shipped(preset: str) -> bool:
+    """Whether a preset has a trained checkpoint in the package."""
+    return (ZOO / preset / "config.json").is_file()
+
+
+def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 2**30) -> Model:
+    """The model that `spec` names: a plugin `NAME[:ARGS]`, a preset with a checkpoint, or a checkpoint folder.
+
+    `device` is auto, cpu, cuda or cuda:N; `dtype` auto (fp32 on a CPU) or a name such as bfloat16; `memory` the bytes
+    that the caches of one batch may take; a plugin gets its ARGS alone. Raises UserError, one line. Uses no network.
+    """
+    name, _, args = spec.partition(":")
+    for entry in entry_points(group=GROUP):
+        if entry.name == name:
+            model = entry.load()(args)
+            if not isinstance(model, Model):
+                raise UserError(f"plugin {name!r} ({entry.value}) returns no evalsuite.models.base.Model")
+            return model
+    if spec in PRESETS:
+        if not shipped(spec):
+            raise UserError(
+                f"preset {spec!r} has no shipped checkpoint; train it with `evalsuite train --model {spec}` "
+                "or give a checkpoint folder"
+            )
+        folder = ZOO / spec
+    else:
+        folder = Path(spec).expanduser()
+        if folder.is_file():
+            raise UserError(f"{spec} is a file; give the checkpoint folder that holds it")
+        if not spec or not folder.is_dir():
+            raise unknown("model", spec, [listed.name for listed in names()])
+    from evalsuite.models.engine import Limits
+    from evalsuite.models.own import open_checkpoint
+
+    label = spec if spec in PRESETS else folder.resolve().name
+    return open_checkpoint(folder, label, device=device, dtype=dtype, limits=Limits(memory=memory))

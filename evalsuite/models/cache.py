@@ -12,7 +12,7 @@ from transformers import Cache
 class Layout:
     """Where the tokens of one forward pass stand.
 
-    Tokens are `[B, T]`, or packed: B = 1 with `cu_seqlens [N+1]` bounding N sequences. `positions` has the tokens' shape.
+    Tokens are `[B, T]`, or packed: B = 1 with `cu_seqlens [N+1]` bounding N sequences. `positions` has their shape.
     """
 
     positions: Tensor
@@ -27,7 +27,7 @@ class Layout:
 
 @dataclass
 class Keys:
-    """What attention reads: packed `[1, S, H, D]` with `cu_seqlens`, or a padded cache `[N, S, H, D]` with `lengths`."""
+    """What attention reads: packed `[1, S, H, D]` with `cu_seqlens`, or a cache `[N, S, H, D]` with `lengths`."""
 
     k: Tensor
     v: Tensor
@@ -40,16 +40,18 @@ class KVLayer:
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
+        self.room = 0  # tokens to make room for at once
         self.k: Tensor | None = None
         self.v: Tensor | None = None
 
     def _reserve(self, k: Tensor, batch: int, needed: int) -> tuple[Tensor, Tensor]:
-        needed = self.window or needed
+        planned = self.room >= needed
+        needed = self.window or max(needed, self.room)
         if self.k is None or self.v is None:
             shape = (batch, needed, *k.shape[2:])
             self.k, self.v = k.new_zeros(shape), k.new_zeros(shape)
         elif needed > self.k.shape[1]:
-            more = max(needed, self.k.shape[1] * 3 // 2) - self.k.shape[1]
+            more = (needed if planned else max(needed, self.k.shape[1] * 3 // 2)) - self.k.shape[1]
             pad = (0, 0, 0, 0, 0, more)
             self.k, self.v = torch.nn.functional.pad(self.k, pad), torch.nn.functional.pad(self.v, pad)
         return self.k, self.v
@@ -82,6 +84,9 @@ class KVLayer:
         packed_v: list[Tensor] = []
         lengths = [0]
         for i, (start, count, past) in enumerate(zip(bounds, new, before, strict=False)):
+            if not count:  # nobody reads this sequence's keys now
+                lengths.append(lengths[-1])
+                continue
             kept = min(past, self.window - 1) if self.window else past
             slots = torch.arange(past - kept, past, device=k.device)
             slots = slots % self.window if self.window else slots
@@ -121,9 +126,9 @@ class StateLayer:
 
 
 class HybridCache(Cache):
-    """The cache of one batch: `lengths [N]` tokens seen by each sequence, a mixer state and a convolution tail a layer."""
+    """The cache of one batch: `lengths [N]` tokens seen by each; a mixer state and a convolution tail a layer."""
 
-    is_compileable = False  # type: ignore[assignment]
+    is_compileable = False
 
     def __init__(self, mixers: list[KVLayer | StateLayer], batch: int, device: torch.device) -> None:
         super().__init__(layers=[])
@@ -145,29 +150,41 @@ class HybridCache(Cache):
         self.tails = [None if tail is None else tail[index] for tail in self.tails]
         self.lengths = self.lengths[index]
 
-    reorder_cache = select
-    batch_select_indices = select
+    reorder_cache = select  # type: ignore[assignment]
+    batch_select_indices = select  # type: ignore[assignment]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every sequence `repeats` times, side by side."""
         self.select(torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(repeats))
 
-    def fork(self) -> "HybridCache":
-        """A copy that can go its own way."""
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of `length` tokens at the next new token, instead of growing step by step."""
+        for mixer in self.mixers:
+            if isinstance(mixer, KVLayer):
+                mixer.room = length
+
+    def fork(self, index: Tensor | None = None) -> "HybridCache":
+        """A copy that can go its own way: of all sequences, or of the rows `index [M]`, which may repeat."""
         other = HybridCache.__new__(HybridCache)
         other.__dict__.update(self.__dict__)
-        other.mixers = [_copy(mixer) for mixer in self.mixers]
+        other.mixers = [_copy(mixer, index) for mixer in self.mixers]
         other.tails = list(self.tails)  # tails and states are replaced, never written in place
         other.lengths = self.lengths.clone()
+        if index is not None:
+            other.tails = [None if tail is None else tail[index] for tail in self.tails]
+            other.lengths = self.lengths[index]
         return other
 
 
-def _copy(mixer: KVLayer | StateLayer) -> KVLayer | StateLayer:
+def _copy(mixer: KVLayer | StateLayer, index: Tensor | None) -> KVLayer | StateLayer:
     if isinstance(mixer, StateLayer):
         state = StateLayer()
         state.state = mixer.state
+        if index is not None:
+            state.select(index)
         return state
     layer = KVLayer(mixer.window)
     if mixer.k is not None and mixer.v is not None:
-        layer.k, layer.v = mixer.k.clone(), mixer.v.clone()
+        layer.k = mixer.k.clone() if index is None else mixer.k[index]
+        layer.v = mixer.v.clone() if index is None else mixer.v[index]
     return layer

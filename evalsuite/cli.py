@@ -1,0 +1,109 @@
+"""The command line: a few lines a verb. Verbs import what they need when they run, so that --help starts at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from evalsuite.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Ask models of different attention designs the same questions, and see what each design costs.",
+)
+
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or folders that hold them.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback()
+def common(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every verb."""
+    ctx.obj = debug
+
+
+@app.command()
+def run(  # noqa: PLR0913 - each option is one parameter of a verb
+    *,
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="Presets, checkpoint folders or BACKEND:ARGS; a,b,c.")
+    ],
+    tasks: Annotated[list[str], typer.Option("--tasks", "-t", help="multihop,ruler or multihop.graph; a,b,c.")],
+    lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer: 1k,2k,4k. Default: each task's.")] = "",
+    limit: Annotated[int, typer.Option(help="Samples in each cell.")] = 100,
+    seed: Annotated[int, typer.Option(help="Other questions of the same kind.")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A knob: multihop.hops=1,2,4.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Data that a task needs: NAME=PATH.")] = None,
+    wording: Annotated[str, typer.Option(help="natural or terse. Default: each model's own.")] = "",
+    out: Annotated[str, typer.Option(help="Folder of the runs; one folder a model.")] = "runs",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only go on with runs that exist. Runs go on anyway.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Ask models the questions of tasks, store every answer, and show the models side by side."""
+    from evalsuite import verbs
+
+    asked = verbs.Asked(model, tasks, lengths, limit, seed, set_ or [], data or [], wording, out, resume, device, json)
+    verbs.run(asked)
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    form: Annotated[
+        str, typer.Option("--format", help="rich, md, json or csv. Default: rich at a terminal, else md.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Show runs side by side, with intervals and paired differences to the first."""
+    from evalsuite import verbs
+
+    verbs.compare(runs, "json" if json else form)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(metavar="models|tasks")], json: Json = False) -> None:
+    """Show the installed models or tasks, with what each needs."""
+    from evalsuite import verbs
+
+    verbs.listing(what, as_json=json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show what this machine can do, and how to fix what it lacks."""
+    from evalsuite import doctor as checks
+
+    checks.show(as_json=json)
+
+
+def main() -> None:
+    """Entry point. Errors are one line on standard error and exit code 2; --debug shows the traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; what was answered is stored and the same command goes on", 130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        fix = "" if isinstance(error, UserError) else " (--debug before the verb shows where)"
+        _fail(f"{kind}{' '.join(str(error).split())}{fix}", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

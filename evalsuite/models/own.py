@@ -1,0 +1,152 @@
+"""The language model of this package behind the Model protocol."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import evalsuite_kernels
+import torch
+from evalsuite_kernels.arguments import choose
+from transformers import PreTrainedTokenizerFast
+
+from evalsuite.errors import UserError
+from evalsuite.models import loading
+from evalsuite.models.batching import common_prefix
+from evalsuite.models.decoding import Sampling
+from evalsuite.models.engine import Ask, Engine, Job, Limits
+from evalsuite.models.modeling import EvalsuiteForCausalLM
+from evalsuite.records import Completion, Sample
+
+
+class OwnModel:
+    """A model and its tokenizer, answering samples. `weights` is a hash of the weights, computed where not given."""
+
+    def __init__(
+        self,
+        name: str,
+        model: EvalsuiteForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        wording: str = "terse",
+        weights: str = "",
+        limits: Limits | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.name, self.wording = name, wording
+        self.context: int = model.config.max_position_embeddings
+        self.model, self.tokenizer = model, tokenizer
+        self.sampling = sampling or Sampling()
+        self.engine = Engine(model, tokenizer, limits, exact_head=model.dtype in (torch.bfloat16, torch.float16))
+        self.speed = self.engine.speed  # tokens that really went through the model: a shared prefix counts once
+        self._weights = weights
+
+    def identity(self) -> Mapping[str, Any]:
+        """Hashes of weights, tokenizer and configuration, and what computes with them."""
+        self._weights = self._weights or state_hash(self.model)
+        config = self.model.config.to_dict()
+        passing = {"transformers_version", "_name_or_path", "dtype", "architectures"}
+        plain = json.dumps({k: v for k, v in sorted(config.items()) if k not in passing}, sort_keys=True, default=str)
+        identity: dict[str, Any] = {
+            "weights": self._weights,
+            "tokenizer": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "config": hashlib.sha256(plain.encode()).hexdigest(),
+            "pattern": self.model.config.pattern,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "kernels": {name: choose("auto") for name in evalsuite_kernels.__all__ if not name.endswith("slopes")},
+        }
+        if self.sampling.temperature:
+            identity["sampling"] = {name: getattr(self.sampling, name) for name in self.sampling.__slots__}
+        return identity
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens with `<s>` first. Text that looks like a special token stays text."""
+        return self.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+
+    def count(self, text: str) -> int:
+        """Tokens of a prompt, `<s>` included."""
+        return len(self.encode(text))
+
+    def cost(self, length: int) -> Mapping[str, int]:
+        """Bytes that one sequence of `length` tokens keeps, over all layers."""
+        rows = self.model.state_bytes(length)
+        return {kind: sum(row[kind] for row in rows) for kind in ("kv", "state")}
+
+    def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+        """One completion for every sample: first those that cannot be asked, then batch by batch."""
+        jobs: list[tuple[Sample, Job]] = []
+        asks: list[tuple[Sample, Ask, int]] = []
+        for sample in samples:
+            prompt = self.encode(sample.text)
+            if sample.choices:
+                ask, error = self._ask(sample, prompt)
+                if ask is not None and not error:
+                    asks.append((sample, ask, len(prompt)))
+                    continue
+            else:
+                error = self._fits(len(prompt), sample.max_new_tokens)
+                if not error:
+                    jobs.append((sample, Job(prompt, sample.max_new_tokens, sample.stop, sample.id)))
+                    continue
+            yield Completion(sample.id, "", len(prompt), finish="error", error=error)
+        for i, answer in self.engine.generate([job for _, job in jobs], self.sampling):
+            sample, job = jobs[i]
+            yield Completion(sample.id, answer.text, len(job.prompt), len(answer.tokens), (), answer.finish)
+        for i, values in self.engine.score([ask for _, ask, _ in asks]):
+            sample, _, length = asks[i]
+            best = max(range(len(values)), key=values.__getitem__)
+            yield Completion(sample.id, sample.choices[best], length, choice_logprobs=tuple(values))
+
+    def _fits(self, prompt: int, new: int) -> str:
+        if not prompt:
+            return "the prompt has no tokens"
+        if prompt + new > self.context:
+            return f"prompt of {prompt} tokens + {new} new > context {self.context}"
+        return ""
+
+    def _ask(self, sample: Sample, prompt: list[int]) -> tuple[Ask | None, str]:
+        """The choices as tokens of the joined text, all scored from the same context.
+
+        Where a choice changes how the prompt's end is tokenized, the context of all choices ends before that place: so
+        each sum is the probability of the same text given the same tokens, of tokens that the tokenizer really gives.
+        """
+        wholes = [self.encode(sample.text + choice) for choice in sample.choices]
+        if "" in sample.choices:
+            return None, "a choice is empty"
+        start = min(len(prompt), *(min(common_prefix(prompt, whole), len(whole) - 1) for whole in wholes))
+        if start < 1:
+            return None, "prompt and choice share no token to start from"
+        longest = max(map(len, wholes)) - start
+        ask = Ask(wholes[0][:start], [whole[start:] for whole in wholes])
+        return ask, self._fits(start, longest)
+
+
+def state_hash(model: EvalsuiteForCausalLM) -> str:
+    """Hash of names, dtypes, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def open_checkpoint(
+    folder: Path, name: str, *, device: str = "auto", dtype: str = "auto", limits: Limits | None = None
+) -> OwnModel:
+    """The model of a checkpoint folder in the layout of transformers. Raises UserError, one line, for any fault of it.
+
+    The wording is what `training.json` or `config.json` says; a checkpoint with a `training.json` that says nothing was
+    trained by the lab, and so on the closed lexicon.
+    """
+    config = loading.read_config(folder)
+    tokenizer = loading.read_tokenizer(folder, config)
+    where = loading.pick_device(device)
+    model = loading.read_model(folder, config, loading.pick_dtype(dtype, where, config), where)
+    trained = (folder / "training.json").exists()
+    said = loading.read_json(folder / "training.json").get("wording") if trained else None
+    wording = said or getattr(config, "wording", None) or ("terse" if trained else "natural")
+    if wording not in ("terse", "natural"):
+        raise UserError(f"{folder} names the wording {wording!r}; it must be 'terse' or 'natural'")
+    weights = loading.sha256(*loading.weight_files(folder))
+    return OwnModel(name, model, tokenizer, wording=wording, weights=weights, limits=limits)

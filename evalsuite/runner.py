@@ -1,0 +1,238 @@
+"""Drives a plan through one model: every completion is scored and stored as it comes."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import evalsuite
+from evalsuite import compare
+from evalsuite.errors import UserError
+from evalsuite.models.base import Model
+from evalsuite.plan import Item, Plan
+from evalsuite.progress import Reporter, Silent
+from evalsuite.records import Completion, Sample, Score
+from evalsuite.store import FORMAT, Row, Run, Store, folder_name, make_row, read
+
+SLICE = 256  # samples handed to the model at once
+SLICE_CHARACTERS = 8_000_000  # and no more text than this
+
+Planned = tuple[Item, Sample]
+
+
+class OverContextError(UserError):
+    """No sample of some length fits the model. Everything is stored and finished: `run`."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+def run(
+    model: Model, plan: Plan, out: str | os.PathLike[str], *, must_exist: bool = False, reporter: Reporter | None = None
+) -> Run:
+    """Ask the model every sample of the plan that `out`/<model> does not hold yet, and finish the folder.
+
+    Raises UserError where the folder belongs to another run or cannot be written, where a stored sample was asked in
+    other words, where the model breaks the protocol, and, once everything is stored, OverContextError where all samples
+    of a length are over the model's context. Whatever was answered before an error or an interrupt stays.
+    """
+    reporter = reporter or Silent()
+    with Store.open(Path(out) / folder_name(model.name), describe(model, plan), must_exist=must_exist) as store:
+        reporter.begin(model.name, len(plan.items))
+        try:
+            for part in _slices(_open(plan, model, store, reporter)):
+                _ask(model, part, store, reporter)
+        finally:
+            reporter.end()
+        store.remember_missing(plan.missing)
+        result = read(store.folder)
+        store.finish(result.rows, compare.summary(result))
+    over = _over_context(result.rows, plan, model)
+    if over:
+        lengths = ", ".join(map(str, sorted(over)))
+        raise OverContextError(
+            f"length {lengths} is over the context of {model.name} ({model.context} tokens): all {sum(over.values())} "
+            f"samples count as errors; ask for --lengths up to {model.context}",
+            result,
+        )
+    return result
+
+
+def describe(model: Model, plan: Plan) -> dict[str, Any]:
+    """What run.json holds: everything that is needed to repeat the run."""
+    selection = plan.selection
+    tasks = {
+        name: {
+            "version": task.version,
+            "seed": selection.seed,
+            "wording": plan.wording,
+            "licence": task.licence,
+            "source": task.source,
+            "subtasks": list(task.subtasks()),
+        }
+        for name, task in selection.tasks.items()
+    }
+    lengths = sorted({int(i.cell.facets["length"]) for i in plan.items if "length" in i.cell.facets})
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    request = {
+        "tasks": {name: list(selection.subtasks[name]) for name in selection.tasks},
+        "lengths": list(selection.lengths),
+        "limit": selection.limit,
+        "seed": selection.seed,
+        "wording": plan.wording,
+        "knobs": {owner: {k: list(v) for k, v in knobs.items()} for owner, knobs in selection.knobs.items()},
+        "data": dict(selection.data),
+        "time": now,
+        "command": shlex.join(sys.argv),
+        "versions": _versions(),
+        "revision": _revision(),
+    }
+    return {
+        "format": FORMAT,
+        "model": model.name,
+        "created": f"{time.time():.3f}",
+        "identity": dict(model.identity()),
+        "context": model.context,
+        "tasks": tasks,
+        "missing": dict(plan.missing),
+        "cost": {str(length): dict(model.cost(length)) for length in lengths if model.cost(length)},
+        "requests": [request],
+    }
+
+
+def _open(plan: Plan, model: Model, store: Store, reporter: Reporter) -> Iterator[Planned]:
+    """The planned samples that are not stored. Raises UserError where a stored one was asked in other words."""
+    for item, sample in plan.samples(model.count):
+        stored = store.done.get((sample.task, sample.id))
+        if stored is None:
+            yield item, sample
+        elif stored != sample.prompt_hash:
+            raise UserError(
+                f"{store.folder} holds {sample.id} with another prompt: its data or the model's tokenizer has changed; "
+                "take another --out"
+            )
+        else:
+            reporter.skip()
+
+
+def _slices(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
+    """Cut the plan for the model, never between samples of one text."""
+    part: list[Planned] = []
+    size = 0
+    for item, sample in planned:
+        apart = bool(part) and (item.index, item.family) != (part[-1][0].index, part[-1][0].family)
+        if apart and (len(part) >= SLICE or size >= SLICE_CHARACTERS):
+            yield part
+            part, size = [], 0
+        part.append((item, sample))
+        size += len(sample.text)
+    if part:
+        yield part
+
+
+def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) -> None:
+    """One slice: ask, score, store. Raises UserError where the model's answers do not match the questions."""
+    open_items: dict[str, Planned] = {}
+    for item, sample in part:
+        completion = _too_long(model, item, sample)
+        if completion is None:
+            if sample.id in open_items:
+                raise UserError(f"tasks {open_items[sample.id][1].task} and {sample.task} share the id {sample.id!r}")
+            open_items[sample.id] = (item, sample)
+        else:
+            _keep(item, sample, completion, store, reporter)
+    asked = set(open_items)
+    if not asked:
+        return
+    before, started = asdict(model.speed), time.perf_counter()
+    for completion in model.answer([sample for _, sample in open_items.values()]):
+        if completion.sample_id not in open_items:
+            twice = "twice" if completion.sample_id in asked else "without being asked"
+            raise UserError(f"{model.name} answered {completion.sample_id!r} {twice}: a fault of that model's backend")
+        _keep(*open_items.pop(completion.sample_id), completion, store, reporter)
+    after = asdict(model.speed)
+    store.append_timing(
+        {
+            "samples": len(asked),
+            "seconds": time.perf_counter() - started,
+            **{name: after[name] - before[name] for name in after},
+        }
+    )
+    if open_items:
+        raise UserError(
+            f"{model.name} left {len(open_items)} of {len(asked)} samples unanswered, "
+            f"{next(iter(open_items))!r} for one: a fault of that model's backend"
+        )
+
+
+def _keep(item: Item, sample: Sample, completion: Completion, store: Store, reporter: Reporter) -> None:
+    failed = completion.finish == "error" or completion.error
+    score = Score(sample.id, 0.0) if failed else item.task.score(sample, completion)
+    if not 0 <= score.value <= 1:
+        raise UserError(f"task {sample.task} scored {sample.id!r} {score.value}, outside [0, 1]: a fault of that task")
+    row = make_row(sample, completion, score, cell=item.cell.facets, chance=item.cell.chance)
+    store.append(row)
+    reporter.add(row)
+
+
+def _too_long(model: Model, item: Item, sample: Sample) -> Completion | None:
+    """The error of a sample that cannot fit; a length within the context needs no count, its task kept to it."""
+    length = item.cell.facets.get("length", 0)
+    if isinstance(length, int) and 0 < length <= model.context:
+        return None
+    if not length and len(sample.text.encode(errors="replace")) + sample.max_new_tokens < model.context:
+        return None  # no tokenizer makes more tokens than bytes
+    tokens = model.count(sample.text)
+    answer = max((model.count(c) for c in sample.choices), default=sample.max_new_tokens)
+    if tokens + answer <= model.context:
+        return None
+    more = "" if tokens > model.context else f" + answer {answer}"
+    return Completion(
+        sample.id, "", tokens, finish="error", error=f"prompt {tokens} tokens{more} > context {model.context}"
+    )
+
+
+def _over_context(rows: Iterable[Row], plan: Plan, model: Model) -> Counter[int]:
+    """Lengths of this plan of which no sample fits the model, with how many samples there are."""
+    lengths = {int(item.cell.facets.get("length", 0)) for item in plan.items}
+    if all(0 < length <= model.context for length in lengths):
+        return Counter()
+    every: Counter[int] = Counter()
+    failed: Counter[int] = Counter()
+    for row in rows:
+        length = int(row["facets"].get("length", 0))
+        every[length] += 1
+        failed[length] += "> context" in row["error"]
+    return Counter({length: every[length] for length in lengths if length and every[length] == failed[length] > 0})
+
+
+def _versions() -> Mapping[str, str]:
+    found = {"python": platform.python_version(), "evalsuite": evalsuite.__version__}
+    for name in ("torch", "transformers", "triton", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _revision() -> str:
+    """Git revision of the source tree that runs, `+` where it was edited; "" for an installed package."""
+    git = ["git", "-C", str(Path(evalsuite.__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10)
+        edits = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "."], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if edits.stdout.strip() else "") if head.returncode == 0 else ""

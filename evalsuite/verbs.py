@@ -1,0 +1,141 @@
+"""What the verbs `run`, `compare` and `list` do."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from rich.console import Console
+
+from evalsuite import plan, table
+from evalsuite import task as tasks
+from evalsuite.compare import Comparison
+from evalsuite.errors import UserError, unknown
+from evalsuite.task import Request
+
+WORDINGS = ("natural", "terse")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of `evalsuite run` as typed."""
+
+    models: Sequence[str]
+    tasks: Sequence[str]
+    lengths: str = ""
+    limit: int = 100
+    seed: int = 0
+    settings: Sequence[str] = ()
+    data: Sequence[str] = ()
+    wording: str = ""
+    out: str = "runs"
+    resume: bool = False
+    device: str = "auto"
+    as_json: bool = False
+
+
+def run(asked: Asked) -> None:
+    """Run every model in turn, then show them side by side on standard output."""
+    from evalsuite import compare as comparing
+    from evalsuite import models, progress, runner
+    from evalsuite.store import Run
+
+    selection = plan.select(
+        [name for names in asked.tasks for name in names.split(",")],
+        lengths=plan.parse_lengths(asked.lengths),
+        limit=asked.limit,
+        seed=asked.seed,
+        settings=asked.settings,
+        data=asked.data,
+    )
+    if asked.wording and asked.wording not in WORDINGS:
+        raise unknown("wording", asked.wording, WORDINGS)
+    reporter = progress.reporter(Console(stderr=True))
+    done: dict[str, Run] = {}
+    over: list[runner.OverContextError] = []
+    for spec in split_models(asked.models):
+        model = models.load(spec, device=asked.device)
+        if model.name in done:
+            raise UserError(f"two of the models are called {model.name!r}; run them with different --out")
+        made = plan.make(selection, asked.wording or model.wording)
+        try:
+            done[model.name] = runner.run(model, made, asked.out, must_exist=asked.resume, reporter=reporter)
+        except runner.OverContextError as error:
+            over.append(error)
+            done[model.name] = error.run
+        del model
+    show(comparing.compare(list(done.values())), "json" if asked.as_json else "")
+    if over:
+        raise UserError("; ".join(map(str, over)))
+
+
+def compare(paths: Sequence[str], form: str) -> None:
+    """Show stored runs side by side on standard output."""
+    from evalsuite import compare as comparing
+
+    if form and form not in table.FORMATS:
+        raise unknown("format", form, table.FORMATS)
+    show(comparing.compare(comparing.load(paths)), form)
+
+
+def show(result: Comparison, form: str) -> None:
+    """Print a comparison: rich at a terminal and Markdown elsewhere where no format is given."""
+    console = Console(highlight=False)
+    text = table.render(result, form or ("rich" if console.is_terminal else "md"), console)
+    if text:
+        sys.stdout.write(text + "\n")
+
+
+def listing(what: str, *, as_json: bool) -> None:
+    """Print the installed models or tasks."""
+    if what not in ("models", "tasks"):
+        raise unknown("list", what, ("models", "tasks"))
+    found = _tasks() if what == "tasks" else _models()
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return
+    for entry in found:
+        details = [f"  {key}: {value}" for key, value in entry.items() if key != "name" and value not in ("", [], {})]
+        sys.stdout.write("\n".join([str(entry["name"]), *details]) + "\n")
+
+
+def split_models(specs: Sequence[str]) -> list[str]:
+    """`full,hf:pretrained=x,dtype=y` -> ["full", "hf:pretrained=x,dtype=y"]: `key=value` goes with what is before."""
+    found: list[str] = []
+    for part in (piece.strip() for spec in specs for piece in spec.split(",") if piece.strip()):
+        name, equals, _ = part.partition("=")
+        if found and equals and ":" not in name and ":" in found[-1]:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    if not found:
+        raise UserError("no model named; see `evalsuite list models`")
+    return found
+
+
+def _tasks() -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for name in tasks.names():
+        task = tasks.load(name)
+        chances = sorted({round(cell.chance, 4) for cell in task.cells(Request())})
+        found.append(
+            {
+                "name": name,
+                "parts": list(task.subtasks()),
+                "chance": f"{chances[0]} to {chances[-1]}" if len(chances) > 1 else "".join(map(str, chances)),
+                "knobs": {knob: list(values) for knob, values in task.knobs().items()},
+                "version": task.version,
+                "licence": task.licence,
+                "source": task.source,
+                "needs": task.needs,
+            }
+        )
+    return found
+
+
+def _models() -> list[dict[str, object]]:
+    from evalsuite.models import describe
+
+    plugins = [{"name": f"{e.name}:ARGS", "kind": "backend"} for e in entry_points(group="evalsuite.models")]
+    return [*describe(), *plugins]

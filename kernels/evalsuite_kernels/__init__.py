@@ -1,0 +1,32 @@
+"""Attention operators in plain torch, exact and usable on their own.
+
+Two recurrences make eight published models; the gate's shape is the architecture:
+
+    gate g (natural-log decay <= 0)      `linear_attention`              `delta_rule`
+    None                                 linear attention (2020)         DeltaNet
+    [HV], fixed per head                 RetNet, Lightning
+    [B, T, HV], per token                Mamba-2                         Gated DeltaNet
+    [B, T, HV, K], per token, channel    GLA                             KDA
+
+Lightning takes g=`lightning_slopes(...)` and scale=1.0, RetNet g=`retnet_slopes(...)`. Mamba-2's state-space layer is
+`linear_attention(C, B, dt[..., None] * x, g=-exp(A_log) * dt, scale=1.0)` plus D x outside: q, k [B, T, groups, state
+size] are its C and B, v [B, T, heads, head dim] its input times the step dt [B, T, heads]. GLA needs nothing beyond
+its gate.
+
+`full_attention` is softmax attention, `short_convolution` the few-token convolution in front of most recurrent layers.
+Each family's `reference.py` is its definition, `chunked.py` the fast form; `impl=` picks one.
+"""
+
+from evalsuite_kernels.conv import short_convolution
+from evalsuite_kernels.delta import delta_rule
+from evalsuite_kernels.full import full_attention
+from evalsuite_kernels.linear import lightning_slopes, linear_attention, retnet_slopes
+
+__all__ = [
+    "delta_rule",
+    "full_attention",
+    "lightning_slopes",
+    "linear_attention",
+    "retnet_slopes",
+    "short_convolution",
+]

@@ -1,0 +1,47 @@
+"""What the operators share at the door: shapes, dtypes, the choice of implementation, packed sequences."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+
+
+def choose(impl: str) -> str:
+    """The implementation to run: "auto" is "chunked"."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown impl {impl!r}; known: {', '.join(IMPLEMENTATIONS)}")
+    if impl == "triton":
+        raise ValueError("impl='triton' is not available in this build; use impl='auto' or 'chunked'")
+    return "chunked" if impl == "auto" else impl
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """fp64 where any input is fp64, else fp32: half-precision inputs are computed and kept as state in fp32."""
+    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def expect(name: str, x: Tensor, *shape: int | str) -> None:
+    """Raise unless `x` has this shape; a letter stands for any size and documents it."""
+    fits = x.dim() == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, x.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], not {list(x.shape)}")
+
+
+def offsets(cu_seqlens: Tensor, batch: int, total: int, name: str = "cu_seqlens") -> list[int]:
+    """The bounds of packed sequences as a list [N + 1]; empty sequences are allowed.
+
+    Raises:
+        ValueError: the batch is not 1, or the bounds are no integers rising from 0 to `total`.
+    """
+    if batch != 1:
+        raise ValueError(f"{name} packs sequences along time, so the batch size must be 1, not {batch}")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(f"{name} must be an integer tensor [N + 1], not {cu_seqlens.dtype} {list(cu_seqlens.shape)}")
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in pairwise(bounds)):
+        raise ValueError(f"{name} must rise from 0 to the {total} packed tokens; it runs {bounds[0]} .. {bounds[-1]}")
+    return bounds

@@ -1,0 +1,107 @@
+"""The public face of softmax attention."""
+
+import torch
+from torch import Tensor
+
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, offsets
+from evalsuite_kernels.full.chunked import by_blocks
+from evalsuite_kernels.full.reference import token_by_token
+
+FORMS = {"reference": token_by_token, "chunked": by_blocks}
+
+
+def full_attention(  # noqa: PLR0913 - the published operators take these, and no fewer say what is computed
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Causal softmax attention (Vaswani et al., 2017). Queries fewer than keys are the last of them, as in decoding.
+
+    Args:
+        q: [B, T, HQ, K].
+        k: [B, S, H, K], S >= T; query head h reads key head h // (HQ // H).
+        v: [B, S, H, V].
+        window: keys that a query sees, itself included; all earlier ones if None.
+        sinks: [HQ] logits that join each softmax's denominator and bring no value (gpt-oss, arXiv:2508.10925).
+        scale: of q, K^-0.5 if None.
+        cu_seqlens: integers [N + 1], bounds of sequences packed along T; B must be 1. Empty sequences are allowed.
+        cu_seqlens_k: the same for k and v, where they differ (a cached prefix); a sequence's queries are the last of
+            its keys.
+        key_lengths: integers [B], how many keys of a padded cache are valid in each row; row b's last query is key
+            key_lengths[b] - 1. A query that would stand before its row's first key gives zeros.
+        impl: "auto", "reference" (token by token) or "chunked".
+
+    Returns:
+        o [B, T, HQ, V] in q's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit, more queries than keys, wrong bounds, or an unknown impl.
+    """
+    form = FORMS[choose(impl)]
+    expect("q", q, "B", "T", "HQ", "K")
+    B, T, HQ, K = q.shape
+    expect("k", k, B, "S", "H", K)
+    S, H = k.shape[1:3]
+    expect("v", v, B, S, H, "V")
+    if H == 0 or HQ % H:
+        raise ValueError(f"q has {HQ} heads, which is no multiple of the {H} heads of k and v")
+    if window is not None and window < 1:
+        raise ValueError(f"window counts the query's own key, so it must be at least 1, not {window}")
+    if sinks is not None:
+        expect("sinks", sinks, HQ)
+    pieces = _pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
+    scale = K**-0.5 if scale is None else scale
+    exact = compute_dtype(q, k, v, sinks)
+    # without sinks a GPU's fused kernels keep half precision's softmax and sums in fp32 by themselves
+    dtype = q.dtype if q.is_cuda and sinks is None and exact != torch.float64 and q.dtype == k.dtype else exact
+    with torch.autocast(q.device.type, enabled=False):
+        x, y, z = (tensor.to(dtype) for tensor in (q, k, v))
+        s = None if sinks is None else sinks.to(dtype)
+        parts = [
+            form(x[:, a:b], y[:, c:d], z[:, c:d], scale=scale, window=window, sinks=s, lengths=lengths)
+            for a, b, c, d, lengths in pieces
+        ]
+    if not parts:
+        return q.new_zeros(B, T, HQ, v.shape[-1])
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).to(q.dtype)
+
+
+def _pieces(
+    B: int, T: int, S: int, cu_q: Tensor | None, cu_k: Tensor | None, key_lengths: Tensor | None
+) -> list[tuple[int, int, int, int, list[int]]]:
+    """Query bounds, key bounds and valid keys of what is computed alone; pieces without queries are left out."""
+    if cu_q is None:
+        if cu_k is not None:
+            raise ValueError("cu_seqlens_k needs cu_seqlens for the queries")
+        lengths = [S] * B
+        if key_lengths is not None:
+            expect("key_lengths", key_lengths, B)
+            lengths = [int(n) for n in key_lengths.tolist()]
+            if any(n < 0 or n > S for n in lengths):
+                raise ValueError(f"key_lengths must lie in 0 .. {S}; they span {min(lengths)} .. {max(lengths)}")
+        elif T > S:
+            raise ValueError(f"{T} queries cannot be the last of {S} keys; pass k and v with the cache included")
+        return [(0, T, 0, S, lengths)] if T and B else []
+    if key_lengths is not None:
+        raise ValueError("key_lengths is for padded batches; packed sequences give cu_seqlens_k")
+    queries = offsets(cu_q, B, T)
+    keys = offsets(cu_q if cu_k is None else cu_k, B, S, "cu_seqlens" if cu_k is None else "cu_seqlens_k")
+    if len(keys) != len(queries):
+        raise ValueError(f"cu_seqlens names {len(queries) - 1} sequences and cu_seqlens_k {len(keys) - 1}")
+    pieces = []
+    for a, b, c, d in zip(queries, queries[1:], keys, keys[1:], strict=False):
+        if b - a > d - c:
+            raise ValueError(
+                f"a packed sequence has {b - a} queries and only {d - c} keys; keys must include the queries' own"
+            )
+        if b > a:
+            pieces.append((a, b, c, d, [d - c]))
+    return pieces

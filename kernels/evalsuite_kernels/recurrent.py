@@ -1,0 +1,131 @@
+"""The frame around the two recurrences, whatever computes them: checks, dtypes, grouped heads, packed sequences."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalsuite_kernels.arguments import compute_dtype, expect, offsets
+
+# (*inputs, state) -> (o, state): every input [B, T, HV, ...] in the compute dtype, q already scaled
+Form = Callable[..., tuple[Tensor, Tensor]]
+
+SEGMENT = {"cpu": 2**17}  # elements of q that run at once: a CPU's cache, by measurement; 2**26 elsewhere
+
+
+def run(
+    form: Form,
+    inputs: Sequence[Tensor | None],
+    *,
+    scale: float | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    token_by_token: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run `form` over inputs (q, k, v, g) or (q, k, v, g, beta) as the caller gave them.
+
+    Where `form` is not token by token, long sequences run in segments, packed ones of like length as a padded batch.
+    Returns o [B, T, HV, V] in v's dtype and the final state [N, HV, K, V].
+    """
+    q, v = inputs[0], inputs[2]
+    assert q is not None
+    assert v is not None
+    B, T, _, K = q.shape
+    bounds = None if cu_seqlens is None else offsets(cu_seqlens, B, T)
+    N, HV, V = B if bounds is None else len(bounds) - 1, v.shape[2], v.shape[3]
+    dtype = compute_dtype(*inputs, initial_state)
+    if initial_state is None:
+        state = v.new_zeros(N, HV, K, V, dtype=dtype)
+    else:
+        expect("initial_state", initial_state, N, HV, K, V)
+        state = initial_state.to(dtype)
+    if not token_by_token:
+        form = partial(_in_segments, form)
+    with torch.autocast(q.device.type, enabled=False):  # the recurrence is kept in fp32 whatever surrounds it
+        ready = _prepare(inputs, K**-0.5 if scale is None else scale, dtype)
+        if T == 0:
+            o = v.new_zeros(v.shape, dtype=dtype)
+        elif bounds is None:
+            o, state = form(*ready, state)
+        else:
+            o, state = _packed(form, ready, state, bounds, token_by_token)
+    return o.to(v.dtype), state
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None = None) -> None:
+    """Raise ValueError unless the shapes are those of `linear_attention` and `delta_rule`."""
+    expect("q", q, "B", "T", "H", "K")
+    B, T, H, K = q.shape
+    expect("k", k, B, T, H, K)
+    expect("v", v, B, T, "HV", "V")
+    HV = v.shape[2]
+    if H == 0 or HV % H:
+        raise ValueError(f"v has {HV} heads, which is no multiple of the {H} heads of q and k")
+    if beta is not None:
+        expect("beta", beta, B, T, HV)
+    if g is not None and tuple(g.shape) not in {(HV,), (B, T, HV), (B, T, HV, K)}:
+        raise ValueError(f"g must be None, [{HV}], [{B}, {T}, {HV}] or [{B}, {T}, {HV}, {K}], not {list(g.shape)}")
+
+
+def _prepare(inputs: Sequence[Tensor | None], scale: float, dtype: torch.dtype) -> list[Tensor | None]:
+    """Cast, scale q, give every value head its key head, and spread a fixed decay [HV] over time as [1, T, HV]."""
+    q, k, v, g, *rest = (None if x is None else x.to(dtype) for x in inputs)
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    group = v.shape[2] // q.shape[2]
+    q = q if scale == 1.0 else q * scale
+    if group > 1:
+        q, k = (x.repeat_interleave(group, dim=2) for x in (q, k))
+    if g is not None and g.dim() == 1:
+        g = g.expand(1, q.shape[1], -1)
+    return [q, k, v, g, *rest]
+
+
+def _packed(
+    form: Form, inputs: Sequence[Tensor | None], state: Tensor, bounds: list[int], alone: bool
+) -> tuple[Tensor, Tensor]:
+    """Run packed sequences, those of one power-of-two length class as one batch padded with neutral tokens.
+
+    A neutral token is all zeros: it writes nothing and decays nothing, so the state after it is the state before it.
+    """
+    classes: dict[int, list[int]] = {}
+    for n, (start, stop) in enumerate(pairwise(bounds)):
+        if stop > start:
+            classes.setdefault((stop - start - 1).bit_length() if not alone else n, []).append(n)
+    device, outputs, places, states = state.device, [], [], list(state.unbind())
+    for members in classes.values():
+        lengths = torch.tensor([bounds[n + 1] - bounds[n] for n in members], device=device)
+        starts = torch.tensor([bounds[n] for n in members], device=device)
+        steps = torch.arange(int(lengths.max()), device=device)
+        real = steps < lengths[:, None]
+        index = torch.where(real, starts[:, None] + steps, 0)
+        padded = [None if x is None else _gather(x[0], index, real) for x in inputs]
+        o, final = form(*padded, torch.stack([states[n] for n in members]))
+        outputs.append(o[real])
+        places.append(index[real])
+        for n, S in zip(members, final.unbind(), strict=True):
+            states[n] = S
+    order = torch.cat(places).argsort()
+    return torch.cat(outputs)[order][None], torch.stack(states)
+
+
+def _gather(x: Tensor, index: Tensor, real: Tensor) -> Tensor:
+    return x[index].masked_fill(~real.view(*real.shape, *[1] * (x.dim() - 1)), 0)
+
+
+def _in_segments(form: Form, *tensors: Any) -> tuple[Tensor, Tensor]:
+    """Run `form` over one stretch of tokens after the other, so that memory in between does not grow with T."""
+    *inputs, S = tensors
+    B, T, H, K = inputs[0].shape
+    n = max(1, SEGMENT.get(S.device.type, 2**26) // (64 * B * H * K)) * 64  # whole chunks
+    if n >= T:
+        return form(*inputs, S)
+    outputs = []
+    for start in range(0, T, n):
+        o, S = form(*(None if x is None else x[:, start : start + n] for x in inputs), S)
+        outputs.append(o)
+    return torch.cat(outputs, 1), S

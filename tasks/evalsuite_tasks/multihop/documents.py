@@ -1,0 +1,205 @@
+"""Training documents in the closed lexicon: facts among noise, then queries with a label after every hop.
+
+The recipe is Depo's (Physics of Language Models 4.1, arXiv 2512.17351): a fresh instance per document, its size drawn
+from 1 / (n + sqrt(N)), loss on answers only. A query `ask x next next next` has a label at each `next` (the node
+after that many hops), and the labels are never fed back as words: hop k is supervised next to hop k - 1, and nothing
+spells it out. Queries follow the facts directly, as in an evaluation question.
+"""
+
+import random
+from collections.abc import Callable
+from functools import cache
+from itertools import accumulate, chain, pairwise
+
+from evalsuite.errors import UserError, unknown
+from evalsuite.lexicon import DIGITS, FILLER, RELATIONS
+from evalsuite.task import Document, generator
+from evalsuite_tasks.multihop.names import draw
+
+Words = tuple[str, ...]
+Labels = tuple[str | None, ...]
+Query = Callable[[], tuple[Words, Labels]]
+
+HOPS = 6  # labels of one query
+QUERIES = 24  # queries of one document
+LARGEST = 64  # facts of one document
+_ROOM = 4 * (HOPS + 2)  # words kept for queries however many facts there are
+
+
+@cache
+def _weights() -> list[float]:
+    return list(accumulate(1 / (LARGEST**0.5 + n) for n in range(1, LARGEST + 1)))
+
+
+def _size(rng: random.Random, least: int, most: int) -> int:
+    """A number of facts in least..most, n with weight 1 / (8 + n)."""
+    if most < least:
+        raise UserError(f"the budget holds {most} facts and a document needs {least}; give it more words")
+    below = _weights()[least - 2] if least > 1 else 0.0
+    totals = [total - below for total in _weights()[least - 1 : most]]
+    return rng.choices(range(least, most + 1), cum_weights=totals)[0]
+
+
+def _most(budget: int, words: int) -> int:
+    """Facts of `words` words each that leave room for queries."""
+    return min(LARGEST, (budget - _ROOM) // words)
+
+
+def _document(rng: random.Random, facts: list[Words], query: Query, longest: int, budget: int) -> Document:
+    """Facts in the given order among a random amount of noise, then queries as long as they fit."""
+    used = sum(map(len, facts))
+    noise = rng.randint(0, (budget - used - longest) // 3)
+    pair = iter(rng.choices(FILLER, k=2 * noise))
+    body: list[Words] = [("noise", a, b) for a, b in zip(pair, pair, strict=True)]
+    total = len(facts) + noise
+    spots = sorted(rng.sample(range(total), len(facts)))
+    for spot, fact in zip(spots, facts, strict=True):  # ascending, so each lands on its final place
+        body.insert(spot, fact)
+    words: list[str] = list(chain.from_iterable(body))
+    labels: list[str | None] = [None] * len(words)
+    for _ in range(QUERIES):
+        asked, answers = query()
+        if len(words) + len(asked) > budget:
+            break
+        words += asked
+        labels += answers
+    return Document(tuple(words), tuple(labels))
+
+
+def graph(rng: random.Random, budget: int) -> Document:
+    """`edge a b` over one cycle; `ask x next next next next next next`."""
+    size = _size(rng, 3, _most(budget, 3))
+    ring = draw(rng, size, train=True)
+    ring += ring[:1]
+    facts: list[Words] = [("edge", ring[i], ring[i + 1]) for i in range(size)]
+    rng.shuffle(facts)
+    ring = ring[:size] * (HOPS // size + 2)
+    tail = ("next",) * HOPS
+
+    def query() -> tuple[Words, Labels]:
+        start = int(rng.random() * size)
+        return ("ask", ring[start], *tail), (None, None, *ring[start + 1 : start + 1 + HOPS])
+
+    return _document(rng, facts, query, HOPS + 2, budget)
+
+
+def path(rng: random.Random, budget: int) -> Document:
+    """`edge a r b`, one cycle over the same nodes for each of 2..4 relations; `ask x r1 r2 r3 r4 r5 r6`."""
+    kinds = rng.sample(RELATIONS, rng.randint(2, 4))
+    size = _size(rng, 3, _most(budget, 4) // len(kinds))
+    nodes = draw(rng, size, train=True)
+    follow: dict[tuple[str, str], str] = {}
+    for kind in kinds:
+        ring = rng.sample(nodes, size)
+        follow.update(((a, kind), b) for a, b in zip(ring, ring[1:] + ring[:1], strict=True))
+    facts: list[Words] = [("edge", a, kind, b) for (a, kind), b in follow.items()]
+    rng.shuffle(facts)
+
+    def query() -> tuple[Words, Labels]:
+        node = start = rng.choice(nodes)
+        steps = rng.choices(kinds, k=HOPS)
+        walk = [node := follow[node, step] for step in steps]
+        return ("ask", start, *steps), (None, None, *walk)
+
+    return _document(rng, facts, query, HOPS + 2, budget)
+
+
+def _chains(rng: random.Random, most: int) -> tuple[int, int]:
+    """Number of chains and statements of each: at least two chains of at most HOPS statements."""
+    size = _size(rng, 4, most)
+    length = rng.randint(1, min(HOPS, size // 2))
+    return size // length, length
+
+
+def chains(rng: random.Random, budget: int) -> Document:
+    """`edge b a` links and `edge root value`; `ask tail next next ..` and, one query in four, `trace v are a b ..`."""
+    number, length = _chains(rng, _most(budget, 3))
+    names = draw(rng, number * (length + 1), train=True)
+    walks = [names[i : i + length + 1] for i in range(0, len(names), length + 1)]  # tail ... root value
+    facts: list[Words] = [("edge", a, b) for walk in walks for a, b in pairwise(walk)]
+    rng.shuffle(facts)
+
+    def query() -> tuple[Words, Labels]:
+        walk = rng.choice(walks)
+        if rng.random() < 0.25:
+            names = walk[-2::-1]  # from the root on; each name is the label of the word before
+            return ("trace", walk[-1], "are", *names), (None, None, *names, None)
+        rest = walk[rng.randrange(length) :]
+        return ("ask", rest[0], *["next"] * (len(rest) - 1)), (None, None, *rest[1:])
+
+    return _document(rng, facts, query, length + 3, budget)
+
+
+def callchain(rng: random.Random, budget: int) -> Document:
+    """`def f call g` and `def f is v`, or `def f call g + 3` and digits modulo ten; `call f answer`.
+
+    Every other query walks, `call f next next next`, with the function reached at each `next`, then the value.
+    """
+    arith = rng.random() < 0.5
+    number, length = _chains(rng, _most(budget, 6 if arith else 4))
+    names = draw(rng, number * (length + (not arith)), train=True)
+    step = length + (not arith)
+    walks = [names[i : i + step] for i in range(0, len(names), step)]  # caller ... leaf value
+    facts: list[Words] = []
+    values: dict[str, str] = {}
+    for walk in walks:
+        if arith:
+            walk.append(rng.choice(DIGITS))
+        facts.append(("def", walk[-2], "is", walk[-1]))
+        values[walk[-2]] = walk[-1]
+        for i in range(length - 2, -1, -1):
+            f, g, add = walk[i], walk[i + 1], rng.choice(DIGITS)
+            facts.append(("def", f, "call", g, "+", add) if arith else ("def", f, "call", g))
+            values[f] = DIGITS[(int(values[g]) + int(add)) % 10] if arith else values[g]
+    rng.shuffle(facts)
+
+    def query() -> tuple[Words, Labels]:
+        walk = rng.choice(walks)
+        start = rng.randrange(length)
+        f, inner = walk[start], walk[start + 1 : -1]
+        if rng.random() < 0.5:
+            return ("call", f, "answer"), (None, None, values[f])
+        return ("call", f, "next", *["next"] * len(inner)), (None, None, *inner, walk[-1])
+
+    return _document(rng, facts, query, length + 3, budget)
+
+
+def binding(rng: random.Random, budget: int) -> Document:
+    """`edge a b` in time order over five kinds of things, each stated 1..3 times and the latest counts."""
+    times = rng.randint(1, 3)
+    width = max(2, _size(rng, 8 * times, _most(budget, 3)) // (4 * times))
+    names = draw(rng, 5 * width, train=True)
+    levels = [names[i : i + width] for i in range(0, 5 * width, width)]
+    latest: dict[str, str] = {}
+    where: dict[str, list[str]] = {}
+    for sources, goals in pairwise(levels):
+        latest.update(zip(sources, goals, strict=True))  # the names are in random order already
+        where.update((a, goals) for a in sources)
+    order = list(latest) * times
+    rng.shuffle(order)
+    last = {a: i for i, a in enumerate(order)}
+    facts: list[Words] = []
+    for i, a in enumerate(order):
+        b = latest[a]
+        while i != last[a] and b == latest[a]:
+            b = rng.choice(where[a])
+        facts.append(("edge", a, b))
+
+    def query() -> tuple[Words, Labels]:
+        node = start = rng.choice(order)
+        walk = []
+        while node in latest:
+            walk.append(node := latest[node])
+        return ("ask", start, *["next"] * len(walk)), (None, None, *walk)
+
+    return _document(rng, facts, query, 6, budget)
+
+
+MAKERS = {"graph": graph, "path": path, "chain": chains, "binding": binding, "callchain": callchain}
+
+
+def document(subtask: str, seed: int, index: int, budget: int) -> Document:
+    """Training document number `index` of one subtask, at most `budget` words."""
+    if subtask not in MAKERS:
+        raise unknown("subtask", f"multihop.{subtask}", (f"multihop.{name}" for name in MAKERS))
+    return MAKERS[subtask](generator("train", "multihop", subtask, seed, index), budget)

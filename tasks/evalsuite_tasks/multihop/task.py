@@ -1,0 +1,273 @@
+"""The task family `multihop`: cells, samples and scores of its five subtasks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from evalsuite.errors import UserError, unknown
+from evalsuite.records import Completion, Facet, Facets, Sample, Score
+from evalsuite.task import Cell, Count, Document, Request, generator, sample_id
+from evalsuite_tasks.multihop import answers, documents
+from evalsuite_tasks.multihop.binding import BINDING
+from evalsuite_tasks.multihop.chains import CALLCHAIN, CHAIN
+from evalsuite_tasks.multihop.content import Content, Kind, Question
+from evalsuite_tasks.multihop.fit import Filler, depth, largest, largest_size, mix
+from evalsuite_tasks.multihop.graph import GRAPH, PATH
+from evalsuite_tasks.multihop.names import MOST
+
+KINDS = {kind.name: kind for kind in (GRAPH, PATH, CHAIN, BINDING, CALLCHAIN)}
+_DEFAULTS: Mapping[str, tuple[Facet, ...]] = {
+    "hops": (1, 2, 4),
+    "facts": (32,),
+    "answer": ("direct",),
+    "order": ("shuffled",),
+    "relations": (2,),
+    "chains": (6,),
+    "overwrites": (1,),
+    "variant": ("alias",),
+    "question": ("value",),
+}
+_WORDS = {
+    "facts": ("dense",),
+    "answer": ("direct", "cot"),
+    "order": ("forward", "reverse", "shuffled"),
+    "variant": ("alias", "arith"),
+    "question": ("value", "set"),
+}
+_LEAST = {"hops": 0, "facts": 3, "relations": 1, "chains": 2, "overwrites": 0}
+_TIERS = (16, 8, 4)  # hop counts up to the tier share their text
+_COT = "Think step by step, naming every step, and end with a line `Answer: ` and the answer alone."
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A content whose facts fit, and the amount of room that its questions leave."""
+
+    kind: Kind
+    content: Content
+    hops: int
+    widest: Question  # the longest question of those that share the text
+    terse: bool
+    cot: bool
+
+    def ask(self, question: Question, lines: Sequence[str]) -> tuple[str, str]:
+        """Prompt and answer prefix."""
+        if self.terse:
+            return " ".join([*lines, question.terse]), ""
+        body = "\n".join([self.kind.intro, "", *lines, "", question.natural])
+        return (f"{body}\n{_COT}\n", "") if self.cot else (f"{body}\n", question.prefix)
+
+    def new_tokens(self) -> int:
+        """Room for the answer: the same for all hop counts that share the text."""
+        names = len(self.widest.target)
+        if self.terse:
+            return names
+        return max(256, 16 * self.hops) if self.cot else 16 + 8 * (names - 1)
+
+
+class Multihop:
+    """Walks of k look-ups over facts in the prompt. A knob is a column of the subtasks that it concerns.
+
+    Questions that differ in `hops` alone share facts, filler and start, and the question comes last: hops=1 is the
+    control of hops=4 on the same text. That holds for hop counts within 16, or within 8 or 4 where the length is so
+    short that the longer question would take more than 1.5 % of it (512 and 256 words in the terse wording); others
+    get fewer filler statements around the same facts. `chain` with question=set is the exception: its asked chain has
+    hops + 1 statements.
+    """
+
+    name = "multihop"
+    version = 1
+    licence = "Apache-2.0"
+    source = (
+        "generated; after arXiv 2512.17351 (Depo), 2404.06654 (RULER), 2402.13718 (InfiniteBench), 1502.05698 (bAbI)"
+    )
+    needs = ""
+
+    def subtasks(self) -> tuple[str, ...]:
+        """`graph`, `path`, `chain`, `binding` and `callchain`."""
+        return tuple(KINDS)
+
+    def knobs(self) -> Mapping[str, tuple[Facet, ...]]:
+        """Every knob with its default values; `facts` may be `dense`: as many as the length holds."""
+        return _DEFAULTS
+
+    def cells(self, request: Request) -> Sequence[Cell]:
+        """The cells that can be made. Raises UserError for an unknown subtask, knob or value."""
+        return [found for _, found in self._survey(request) if isinstance(found, Cell)]
+
+    def missing(self, request: Request) -> Mapping[str, str]:
+        """Cells that cannot be made, and why. Natural text is judged at three characters a token."""
+        return {name: found for name, found in self._survey(request) if isinstance(found, str)}
+
+    def _survey(self, request: Request) -> Iterator[tuple[str, Cell | str]]:
+        knobs = _checked(request)
+        terse = request.wording == "terse"
+        for kind in KINDS.values():
+            if request.subtasks and kind.name not in request.subtasks:
+                continue
+            own = ("hops", "facts", "answer", *kind.knobs)
+            lengths = request.lengths or ((512,) if terse else (1024, 2048, 4096))
+            for length, *values in product(lengths, *(knobs[knob] for knob in own)):
+                facets: Facets = {"length": length, **dict(zip(own, values, strict=True))}
+                task = f"{self.name}.{kind.name}"
+                try:
+                    item = self._item(Cell(task, facets), 0, request, _words if terse else _nominal)
+                except UserError as error:
+                    yield sample_id(task, facets, 0)[:-2], str(error)
+                else:
+                    yield "", Cell(task, facets, kind.chance(facets, len(item.content.statements)))
+
+    def _item(self, cell: Cell, index: int, request: Request, count: Count) -> _Item:
+        """Draw the content of a sample, as many facts as asked or, dense, as fit. UserError where they do not fit."""
+        kind, facets = KINDS[cell.task.partition(".")[2]], cell.facets
+        hops, facts, length = int(facets["hops"]), facets["facts"], int(facets["length"])
+        terse, cot = request.wording == "terse", facets["answer"] == "cot"
+        if terse and cot:
+            raise UserError(
+                f"{cell.task} has no chain of thought in the terse wording; use --set multihop.answer=direct"
+            )
+
+        def made(size: int) -> _Item:
+            rng = generator(self.name, self.version, *_shared(kind, facets), size, request.seed, index)
+            content = kind.draw(rng, facets, size)
+            return _Item(
+                kind,
+                content,
+                hops,
+                _widest(content, facets, range(kind.least, kind.reach(facets, size) + 1), terse, count),
+                terse,
+                cot,
+            )
+
+        def fits(size: int) -> bool:
+            if kind.reach(facets, size) < hops:
+                return True  # too few facts to ask: look among more
+            try:
+                return _tokens(made(size), [], count) <= length
+            except UserError:  # more names than the lexicon has
+                return False
+
+        size = largest_size(fits, 4 * MOST) if facts == "dense" else int(facts)
+        reach = kind.reach(facets, size)
+        if not kind.least <= hops <= reach:
+            most = f"at most {reach} hops" if reach >= kind.least else "no question"
+            raise UserError(
+                f"{cell.task} with {size} facts has {most}, not hops={hops}; change multihop.facts or .hops"
+            )
+        item = made(size)
+        if (need := _tokens(item, [], count)) > length:
+            raise UserError(
+                f"{cell.task} with {size} facts takes {need} of {length} tokens; ask for fewer or a longer text"
+            )
+        return item
+
+    def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
+        """Question `index` of a cell. Raises UserError where its facts alone are longer than the length."""
+        facets, length = cell.facets, int(cell.facets["length"])
+        item = self._item(cell, index, request, count)
+        terse = item.terse
+        kind, question = item.kind, item.content.ask(item.hops)
+        filler = Filler(generator("filler", self.version, *_shared(kind, facets), request.seed, index), terse)
+        amount = largest(lambda amount: _tokens(item, filler.take(amount), count), length)
+        lines = mix(item.content, filler.take(amount), terse)
+        prompt, prefix = item.ask(question, lines)
+        while count(prompt + prefix) + item.new_tokens() > length and amount:  # a tokenizer that joins words
+            amount -= 1
+            lines = mix(item.content, filler.take(amount), terse)
+            prompt, prefix = item.ask(question, lines)
+        gold = item.content.statements[question.gold]
+        several, digit = facets.get("question") == "set", facets.get("variant") == "arith"
+        ranked = bool(question.choices) and not (terse or item.cot)
+        return Sample(
+            id=sample_id(cell.task, facets, index),
+            task=cell.task,
+            prompt=prompt,
+            answer_prefix=prefix,
+            target=(" ".join(question.target),),
+            choices=tuple(f" {choice}" for choice in question.choices) if ranked else (),
+            cluster=f"{'/'.join(map(str, _shared(kind, facets)))}/{index}",
+            facets={**facets, "depth": depth(lines, gold.terse if terse else gold.natural)},
+            max_new_tokens=item.new_tokens(),
+            stop=() if terse or item.cot else ("\n",),
+            meta={
+                "form": "set" if several else "digit" if digit else "name",
+                "given": question.given,
+                "walk": list(question.walk),
+                "facts": len(item.content.statements),
+            },
+        )
+
+    def score(self, sample: Sample, completion: Completion) -> Score:
+        """1 where the answer is the target and nothing more: a name, a digit or, in any order, a set of names.
+
+        `detail["hops_done"]` is the number of hops after which the walk is at the answer, -1 where it is nowhere on
+        it.
+        """
+        if completion.error:
+            return Score(sample.id, 0.0)
+        given, cot = (str(sample.meta["given"]),), sample.facets["answer"] == "cot"
+        if sample.meta["form"] == "set":
+            answer = answers.name_set(completion.text, given, cot=cot)
+            return Score(sample.id, float(answer == " ".join(sorted(sample.target[0].split()))), answer)
+        digit = sample.meta["form"] == "digit"
+        answer = (
+            answers.one_digit(completion.text, cot=cot) if digit else answers.one_name(completion.text, given, cot=cot)
+        )
+        walk = list(sample.meta["walk"])
+        detail = {"hops_done": answers.hops_done(walk, answer, int(sample.facets["hops"]))} if walk else {}
+        return Score(sample.id, float(answer == sample.target[0]), answer, detail)
+
+    def document(self, subtask: str, seed: int, index: int, budget: int) -> Document:
+        """Training document number `index`, at most `budget` words; no set of names is shared with an evaluation."""
+        return documents.document(subtask, seed, index, budget)
+
+
+def _checked(request: Request) -> dict[str, tuple[Facet, ...]]:
+    """Every knob's values, the request's or the default. Raises UserError for what does not exist."""
+    for subtask in request.subtasks:
+        if subtask not in KINDS:
+            raise unknown("subtask", f"multihop.{subtask}", (f"multihop.{name}" for name in KINDS))
+    for knob, values in request.knobs.items():
+        if knob not in _DEFAULTS:
+            raise unknown("knob", f"multihop.{knob}", (f"multihop.{name}" for name in _DEFAULTS))
+        for value in values:
+            if isinstance(value, int) and knob in _LEAST:
+                if value < _LEAST[knob]:
+                    raise UserError(f"multihop.{knob}={value} is too small; give at least {_LEAST[knob]}")
+            elif value not in _WORDS.get(knob, ()):
+                raise unknown(f"value of multihop.{knob}", str(value), _WORDS.get(knob, ("a whole number",)))
+    return {**_DEFAULTS, **request.knobs}
+
+
+def _shared(kind: Kind, facets: Facets) -> tuple[str, ...]:
+    """What a text depends on, beside seed and index: not on the hops, the answer's form or the wording."""
+    several = facets.get("question") == "set"  # its chain is as long as the hops say
+    free = {"answer"} if several else {"answer", "hops", "question"}
+    return (kind.name, *(f"{knob}={value}" for knob, value in sorted(facets.items()) if knob not in free))
+
+
+def _widest(content: Content, facets: Facets, possible: range, terse: bool, count: Count) -> Question:
+    """The longest question of those that share a text with the asked one: see `Multihop`."""
+    hops, length = int(facets["hops"]), int(facets["length"])
+    alone = facets.get("question") == "set"
+    for tier in () if alone else _TIERS:
+        if hops <= tier:
+            asked = [content.ask(k) for k in possible if k <= tier]
+            costs = [count(each.terse if terse else f"{each.natural}\n{each.prefix}") for each in asked]
+            if max(costs) - min(costs) <= 0.015 * length:
+                return asked[costs.index(max(costs))]
+    return content.ask(hops)
+
+
+def _tokens(item: _Item, filler: Sequence[str], count: Count) -> int:
+    """What a text with this filler and its longest question takes, answer included."""
+    prompt, prefix = item.ask(item.widest, mix(item.content, filler, item.terse))
+    return count(prompt + prefix) + item.new_tokens()
+
+
+def _words(text: str) -> int:
+    return len(text.split()) + 1
+
+
+def _nominal(text: str) -> int:
+    return len(text) // 3 + 1

@@ -1,0 +1,208 @@
+"""The tables: right numbers, nothing hidden, readable in 120 columns."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from evalsuite import compare, store, table
+from evalsuite.errors import UserError
+from evalsuite.records import Completion, Sample, Score
+from evalsuite.store import Row, Run
+
+PARTS = [f"part_{i}" for i in range(13)]
+MODELS = {"full": (0.98, 0.97, 0.96), "hybrid-kda": (0.97, 0.9, 0.6), "hybrid-lightning": (0.95, 0.5, 0.03)}
+
+
+def row(task: str, index: int, right: bool, *, prompt: str = "", finish: str = "stop", **cell: Any) -> Row:
+    facets = ",".join(f"{k}={v}" for k, v in sorted(cell.items()))
+    sample = Sample(f"{task}/{facets}/{index}", task, prompt or f"{facets} {index}", ("x",), cluster=f"{task}{index}")
+    error = "server said no" if finish == "error" else ""
+    completion = Completion(sample.id, "x", 9, finish=finish, error=error)
+    chance = 0.25 if task == "knowledge" else 1 / 32 if task.startswith("multihop") else 0.0
+    return store.make_row(sample, completion, Score(sample.id, float(right)), cell=cell, chance=chance)
+
+
+def make(name: str, rows: list[Row], **meta: Any) -> Run:
+    tasks = {
+        "multihop": {"subtasks": ["graph", "chain"], "seed": 0, "wording": "terse"},
+        "ruler": {"subtasks": PARTS, "seed": 0, "wording": "terse"},
+        "knowledge": {"subtasks": [], "seed": 0, "wording": "terse"},
+    }
+    base = {"model": name, "created": "1", "tasks": tasks, "missing": {}, "cost": {}, "requests": []}
+    timing = {"prefill_tokens": 100.0, "prefill_seconds": 0.5, "decode_tokens": 30.0, "decode_seconds": 1.0}
+    return Run(Path("/none") / name, {**base, **meta}, rows, [timing, timing])
+
+
+def hop_rows(scores: tuple[float, ...], n: int = 100, lengths: tuple[int, ...] = (1024,)) -> list[Row]:
+    return [
+        row("multihop.graph", i, i < score * n, length=length, hops=hops, facts=32)
+        for length in lengths
+        for hops, score in zip((1, 2, 4), scores, strict=True)
+        for i in range(n)
+    ]
+
+
+def three() -> list[Run]:
+    runs = []
+    for name, scores in MODELS.items():
+        rows = hop_rows(scores)
+        rows += [row(f"ruler.{p}", i, i % 5 > 0, length=1024) for p in PARTS[:11] for i in range(20)]
+        rows += [row("knowledge", i, i % 10 > 0) for i in range(50)]
+        missing = {"ruler.qa_1": "SQuAD is not here; give --data squad=PATH"}
+        cost = {"1024": {"kv": 3_145_728, "state": 524_288}, "2048": {"kv": 6_291_456, "state": 524_288}}
+        runs.append(make(name, rows, missing=missing, cost=cost))
+    return runs
+
+
+def lines(text: str, *words: str) -> list[str]:
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def test_the_tables_in_120_columns() -> None:
+    text = table.as_markdown(compare.compare(three()))
+    assert max(map(len, text.splitlines())) <= 120
+    assert lines(text, "3 models", "570 questions each", "1k tokens", "terse wording", "seed 0")
+    assert lines(text, "| task", "n |", "chance", "full", "hybrid-kda", "hybrid-lightning")
+    assert lines(text, "multihop.graph", "300", "0.03", "0.97 [", "0.82 [", "0.49 [")
+    assert lines(text, "ruler: mean of 11 of 13 tasks", "220", "0.80 [")
+    assert lines(text, "LEFT OUT ruler.qa_1: SQuAD is not here; give --data squad=PATH")
+    assert lines(text, "knowledge", "0.25", "0.90 [")
+    assert lines(text, "model", "1 hop", "2 hops", "4 hops")
+    assert lines(text, "multihop.graph 32 facts", "100", "full", "0.98 [")
+    assert lines(text, "hybrid-lightning", "0.95 [", "0.50 [", "0.03 [", "]~ |")
+    assert lines(text, "Difference to full")
+    assert lines(text, "KV cache, 2k tokens", "6.0 MiB")
+    assert lines(text, "recurrent state, 1k tokens", "512.0 KiB")
+    assert lines(text, "prefill", "200 tokens/s")
+    assert lines(text, "decode", "30 tokens/s")
+    closing = text.splitlines()[-3:]
+    assert closing[0].startswith("- full: weakest at ruler.part_0: 0.80 [")
+    assert closing[1].startswith("- hybrid-kda: weakest at multihop.graph, 4 hops: 0.60 [0.50, 0.69], chance 0.03, 0.36")
+    assert closing[2] == (
+        "- hybrid-lightning: weakest at multihop.graph, 4 hops: 0.03 [0.01, 0.08], chance 0.03, 0.93 below full"
+    )
+
+
+def test_the_rich_tables_say_the_same_in_120_columns() -> None:
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=120, force_terminal=True, color_system=None)
+    assert table.render(compare.compare(three()), "rich", console) == ""
+    text = buffer.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert lines(text, "hybrid-lightning", "0.95 [", "0.50 [", "0.03 [")
+    assert lines(text, "LEFT OUT ruler.qa_1")
+    assert lines(text, "hybrid-lightning: weakest at multihop.graph, 4 hops")
+
+
+def test_many_hops_and_lengths_still_fit() -> None:
+    runs = [
+        make(
+            name,
+            [
+                row("multihop.graph", i, i % 2 > 0, length=length, hops=hops, facts=facts, order=order)
+                for length in (512, 1024, 2048, 4096, 8192)
+                for hops in (0, 1, 2, 3, 4, 6, 8)
+                for facts in (16, 32)
+                for order in ("forward", "shuffled")
+                for i in range(2)
+            ],
+        )
+        for name in MODELS
+    ]
+    text = table.as_markdown(compare.compare(runs))
+    assert max(map(len, text.splitlines())) <= 120
+    assert lines(text, "multihop.graph 16 facts order=forward", "0.50±.")
+    assert lines(text, "512", "1k", "2k", "4k", "8k")
+
+
+def test_only_the_same_prompts_are_paired() -> None:
+    rows = [row("knowledge", i, True) for i in range(10)]
+    others = [row("knowledge", i, i > 4, prompt="" if i < 8 else "other words") for i in range(12)]
+    line = compare.compare([make("a", rows), make("b", others)]).scores[0]
+    difference = line.differences[1]
+    assert difference is not None
+    assert (difference.n, difference.value, difference.losses) == (8, -0.625, 5)
+    assert line.n == "10-12"
+    apart = [row("knowledge", i, False, prompt=f"other {i}") for i in range(10)]
+    result = compare.compare([make("a", rows), make("b", apart)])
+    assert result.scores[0].differences == (None, None)
+    assert "not the same prompts" in table.as_markdown(result)
+    assert result.columns[1].weakest.endswith("chance 0.25")
+
+
+def test_a_model_that_keeps_up_is_not_called_worse() -> None:
+    rows = [row("knowledge", i, i % 4 > 0) for i in range(40)]
+    assert compare.compare([make("a", rows), make("b", rows)]).columns[1].weakest == (
+        "b: weakest at knowledge: 0.75 [0.60, 0.86], chance 0.25; nowhere surely below a"
+    )
+
+
+def test_a_lucky_handful_is_no_weak_spot() -> None:
+    """One wrong answer of one is a larger gap than 60 of 100, and far less sure."""
+    full = hop_rows((1.0, 1.0, 1.0)) + [row("knowledge", 0, True)]
+    hybrid = hop_rows((1.0, 1.0, 0.4)) + [row("knowledge", 0, False)]
+    assert "4 hops" in compare.compare([make("full", full), make("h", hybrid)]).columns[1].weakest
+
+
+def test_family_means_take_the_tasks_that_all_have() -> None:
+    a = [row(f"ruler.{p}", i, p != "part_2") for p in PARTS[:3] for i in range(10)]
+    b = [row(f"ruler.{p}", i, True) for p in PARTS[:2] for i in range(10)]
+    mean = compare.compare([make("a", a), make("b", b)]).families[0]
+    assert mean.get("tasks") == "2 of 13"
+    assert [e.value for e in mean.estimates if e] == [1.0, 1.0]
+
+
+def test_errors_and_cut_answers_are_shown() -> None:
+    rows = [row("knowledge", i, False, finish="error") for i in range(3)]
+    rows += [row("knowledge", i, True, finish="length") for i in range(3, 10)]
+    run = make("full", rows)
+    run.unreadable = 2
+    text = table.as_markdown(compare.compare([run]))
+    assert lines(text, "ERRORS full: 3 of 10 samples count as wrong: server said no")
+    assert lines(text, "CUT full: 7 answers ended at max_new_tokens (knowledge 7)")
+    assert lines(text, "UNREADABLE full: 2 damaged lines")
+    assert lines(text, "UNFINISHED full: 10 samples so far")
+
+
+def test_for_machines() -> None:
+    result = compare.compare(three())
+    value = json.loads(table.as_json(result), parse_constant=lambda name: pytest.fail(name))
+    assert [m["name"] for m in value["models"]] == list(MODELS)
+    (cell,) = (
+        c for c in value["cells"] if c["model"] == "hybrid-lightning" and c.get("hops") == 4 and c["length"] == 1024
+    )
+    assert (cell["score"], cell["n"], cell["facts"]) == (0.03, 100, 32)
+    assert cell["difference"] == pytest.approx(-0.93)
+    rows = list(csv.DictReader(io.StringIO(table.as_csv(result))))
+    assert len(rows) == len(value["cells"]) == 3 * (3 + 11 + 1)
+    assert {r["model"] for r in rows} == set(MODELS)
+
+
+def test_one_model_twice_is_told_apart_by_folder() -> None:
+    rows = [row("knowledge", i, True) for i in range(4)]
+    first, second = make("full", rows), make("full", rows)
+    second.folder = Path("/other/full")
+    assert [c.name for c in compare.compare([first, second]).columns] == ["/none/full", "/other/full"]
+
+
+def test_nothing_to_compare() -> None:
+    with pytest.raises(UserError, match="no sample is stored in /none/a"):
+        compare.compare([make("a", [])])
+    with pytest.raises(UserError, match="no run"):
+        compare.load(["/none"])
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    rows = [row("knowledge", i, False, finish="error") for i in range(4)]
+    for r in rows:
+        r["error"] = "[/red] [bold] odd"
+    buffer = io.StringIO()
+    table.render(compare.compare([make("m[bold]", rows)]), "rich", Console(file=buffer, width=120))
+    assert "[/red] [bold] odd" in buffer.getvalue()
+    assert "m[bold]" in buffer.getvalue()

@@ -1,0 +1,81 @@
+"""A third-party task and a third-party model, each one short file, found by entry point and run by the command line."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evalsuite import store
+
+PLUGINS = Path(__file__).parent / "plugins"
+ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nparrot = parrot:Parrot\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder as pip would leave it: the metadata of an installed distribution with two entry points."""
+    info = tmp_path / "site" / "thirdparty-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRIES)
+    return tmp_path / "site"
+
+
+def evalsuite(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": f"{site}:{PLUGINS}", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    command = [sys.executable, "-m", "evalsuite.cli", *words]
+    return subprocess.run(command, cwd=site, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_both_are_short() -> None:
+    for name in ("capitals.py", "parrot.py"):
+        assert len((PLUGINS / name).read_text().splitlines()) < 40
+
+
+def test_run_compare_and_run_again(site: Path) -> None:
+    words = ("run", "--model", "parrot:5,parrot:1", "--tasks", "capitals", "--limit", "40", "--out", "runs")
+    first = evalsuite(site, *words)
+    assert first.returncode == 0, first.stderr
+    assert "parrot-5: 160/160" in first.stderr
+    assert "LEFT OUT capitals.rivers: its map is not here; give --data map=PATH" in first.stdout
+    assert "capitals.neighbour" in first.stdout
+    assert "parrot-1: weakest at capitals." in first.stdout
+    assert "below parrot-5" in first.stdout
+    assert "KV cache, 256 tokens" in first.stdout
+    rows = store.read(site / "runs" / "parrot-5").rows
+    assert {row["score"] for row in rows} == {1.0}
+    assert any("東京" in row["text"] for row in rows)
+    again = evalsuite(site, *words, "--resume")
+    assert "parrot-5: 160/160, 160 stored from before" in again.stderr
+    assert again.stdout == first.stdout
+    table = evalsuite(site, "compare", "runs", "--format", "csv")
+    cells = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert {cell["model"] for cell in cells} == {"parrot-5", "parrot-1"}
+    assert len(cells) == 2 * 4
+
+
+def test_knobs_lengths_and_over_context(site: Path) -> None:
+    words = ("run", "--model", "parrot:3", "--tasks", "capitals.direct", "--limit", "3", "--json")
+    good = evalsuite(site, *words, "--lengths", "128,256", "--set", "capitals.hops=2")
+    assert good.returncode == 0, good.stderr
+    cells = json.loads(good.stdout)["cells"]
+    assert [(c["length"], c["hops"], c["n"]) for c in cells] == [(128, 2, 3), (256, 2, 3)]
+    over = evalsuite(site, *words, "--lengths", "128,8k")
+    assert over.returncode == 2
+    assert over.stderr.splitlines()[-1].startswith("error: length 8192 is over the context of parrot-3 (512 tokens)")
+    assert json.loads(over.stdout)["models"][0]["errors"]
+    assert len(store.read(site / "runs" / "parrot-3").rows) == 2 * 3 + 3 + 6
+
+
+def test_lists_and_nearest_names(site: Path) -> None:
+    assert "capitals" in evalsuite(site, "list", "tasks").stdout
+    assert "parrot" in evalsuite(site, "list", "models").stdout
+    wrong = evalsuite(site, "run", "--model", "parot", "--tasks", "capitals")
+    assert wrong.returncode == 2
+    assert "did you mean 'parrot'" in wrong.stderr.splitlines()[-1]
+    assert "Traceback" not in wrong.stderr

@@ -1,0 +1,165 @@
+"""Intervals cover what they promise, also where the textbook ones fail."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from evalsuite import stats
+
+Generator = np.random.Generator
+
+
+def coverage(truth: float, draws: list[stats.Estimate]) -> float:
+    return sum(e.includes(truth) for e in draws) / len(draws)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (81, 263), (1, 1)])
+def test_wilson_is_scipys(successes: int, n: int) -> None:
+    expected = reference.binomtest(successes, n).proportion_ci(method="wilson")
+    assert stats.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_nothing_and_one() -> None:
+    empty = stats.estimate([])
+    assert math.isnan(empty.value)
+    assert (empty.low, empty.high, empty.n) == (0.0, 1.0, 0)
+    for value in (0.0, 0.4, 1.0):
+        one = stats.estimate([value])
+        assert one.low <= value <= one.high
+        assert one.high - one.low > 0.7
+    assert stats.paired([], []).n == 0
+    single = stats.paired([1.0], [0.0])
+    assert single.low < 0 < single.high
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_unanimous_clusters_leave_room(value: float) -> None:
+    """A hundred right answers out of five sources are five observations."""
+    alike = stats.estimate([value] * 100, [str(i % 5) for i in range(100)])
+    assert alike.high - alike.low == pytest.approx(stats.wilson(5, 5)[1] - stats.wilson(5, 5)[0])
+    assert alike.clusters == 5
+    independent = stats.estimate([value] * 100)
+    assert independent.high - independent.low < 0.05
+    one_source = stats.estimate([value] * 100, ["a"] * 100)
+    assert one_source.high - one_source.low > 0.7
+
+
+def test_an_empty_cluster_label_is_a_cluster_of_its_own() -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    assert stats.estimate(values, [""] * 6) == stats.estimate(values)
+
+
+def test_clusters_cover() -> None:
+    """ICC 0.5, 25 clusters of 8: the unclustered interval covers far too rarely, ours does not."""
+    draw = np.random.default_rng(1)
+    ours, naive = [], []
+    for _ in range(600):
+        shared = draw.random((25, 1)) < 0.8
+        own = draw.random((25, 8)) < 0.8
+        copied = draw.random((25, 8)) < math.sqrt(0.5)
+        values = np.where(copied, shared, own).astype(float).ravel()
+        labels = np.repeat(np.arange(25), 8).astype(str)
+        ours.append(stats.estimate(values, labels))
+        naive.append(stats.estimate(values))
+    assert 0.93 <= coverage(0.8, ours) <= 0.99
+    assert coverage(0.8, naive) < 0.85
+
+
+def test_near_perfect_clusters_cover() -> None:
+    draw = np.random.default_rng(2)
+    labels = np.repeat(np.arange(20), 5).astype(str)
+    draws = [stats.estimate((draw.random(100) < 0.985).astype(float), labels) for _ in range(600)]
+    assert coverage(0.985, draws) >= 0.93
+
+
+def test_graded_scores_cover() -> None:
+    draw = np.random.default_rng(3)
+    draws = [stats.estimate(draw.beta(2, 1, 20)) for _ in range(600)]
+    assert 0.92 <= coverage(2 / 3, draws) <= 0.98
+    constant = stats.estimate([0.5] * 30)
+    assert constant.low < 0.4
+    assert constant.high > 0.6
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_paired_differences_cover(size: int) -> None:
+    """Few pairs disagree: the plain t interval is often of zero width, ours covers."""
+    draw = np.random.default_rng(4)
+    labels = [str(i // size) for i in range(80)]
+    hits = 0
+    for _ in range(600):
+        shared = np.repeat(draw.random(80 // size), size)
+        a = (shared < 0.9).astype(float)
+        b = np.where(draw.random(80) < 0.03, 0.0, a)
+        difference = stats.paired(a, b, labels)
+        hits += difference.low <= 0.9 * 0.03 <= difference.high
+        assert difference.high > difference.low
+    assert hits / 600 >= 0.93
+
+
+def test_paired_is_bonett_price_up_to_the_t_quantile() -> None:
+    a, b = np.zeros(200), np.zeros(200)
+    a[:30], b[30:40] = 1.0, 1.0
+    p, q = 31 / 202, 11 / 202
+    half = 1.95996 * math.sqrt((p + q - (p - q) ** 2) / 202)
+    difference = stats.paired(a, b)
+    assert difference.value == pytest.approx(0.1)
+    assert (difference.low, difference.high) == pytest.approx((p - q - half, p - q + half), abs=2e-3)
+    assert (difference.wins, difference.losses) == (30, 10)
+    assert difference.p == pytest.approx(reference.binomtest(10, 40).pvalue)
+
+
+def test_mcnemar_on_clusters_would_cry_wolf() -> None:
+    """Copies of one pair are no evidence: ten clusters of ten equal pairs."""
+    a = np.repeat([1, 1, 1, 1, 1, 1, 0, 1, 1, 0], 10).astype(float)
+    b = 1 - a
+    clusters = np.repeat(np.arange(10), 10).astype(str)
+    assert stats.paired(a, b).p < 1e-6
+    assert stats.paired(a, b, clusters).p > 0.02
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    same = stats.paired([1.0] * 50, [1.0] * 50)
+    assert same.value == 0
+    assert same.p == 1
+    assert -0.1 < same.low < 0 < same.high < 0.1
+
+
+def test_mcnemar_is_scipys() -> None:
+    for wins, losses in ((0, 0), (0, 5), (7, 3), (20, 20), (3, 30)):
+        expected = reference.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+        assert stats.mcnemar(wins, losses) == pytest.approx(expected)
+    assert stats.mcnemar(2, 8, one_sided=True) == pytest.approx(reference.binomtest(2, 10, alternative="less").pvalue)
+    assert stats.mcnemar(8, 2, one_sided=True) > 0.9
+
+
+def test_detectable_difference_is_found_with_its_power() -> None:
+    assert stats.detectable(0.04, 500) == pytest.approx(0.0222, abs=1e-4)
+    assert stats.detectable(0.1, 0) == math.inf
+    draw = np.random.default_rng(5)
+    n, discordance = 2000, 0.1
+    effect = stats.detectable(discordance, n)
+    kinds = [(discordance - effect) / 2, (discordance + effect) / 2, 1 - discordance]
+    counts = draw.multinomial(n, kinds, size=1500)
+    found = np.mean([stats.mcnemar(int(w), int(b), one_sided=True) <= 0.05 for w, b, _ in counts])
+    assert 0.74 <= found <= 0.86
+
+
+def test_mean_of_tasks_weighs_tasks_and_covers() -> None:
+    values = [1.0] * 90 + [0.0] * 10
+    assert stats.stratified(values, ["a"] * 90 + ["b"] * 10).value == pytest.approx(0.5)
+    draw = np.random.default_rng(6)
+    strata = ["a"] * 60 + ["b"] * 30
+    draws = [
+        stats.stratified(np.concatenate([draw.random(60) < 0.9, draw.random(30) < 0.4]).astype(float), strata)
+        for _ in range(600)
+    ]
+    assert 0.92 <= coverage(0.65, draws) <= 0.98
+
+
+def test_above_chance() -> None:
+    assert stats.above_chance(0.25, 0.25) == 0
+    assert stats.above_chance(1.0, 0.25) == 1
+    assert stats.above_chance(1.0, 1.0) == 0
