@@ -1,14 +1,13 @@
 """The command line: a few lines a verb. Verbs import what they need when they run, so that --help starts at once."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from evalsuite.errors import UserError
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,7 +38,9 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
     limit: Annotated[int, typer.Option(help="Samples in each cell.")] = 100,
     seed: Annotated[int, typer.Option(help="Other questions of the same kind.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A knob: multihop.hops=1,2,4.")] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", help="Data that a task needs: NAME=PATH.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Data that a task needs: NAME=PATH or NAME=hub.")
+    ] = None,
     wording: Annotated[str, typer.Option(help="natural or terse. Default: each model's own.")] = "",
     out: Annotated[str, typer.Option(help="Folder of the runs; one folder a model.")] = "runs",
     resume: Annotated[
@@ -88,18 +89,21 @@ def doctor(json: Json = False) -> None:
 def main() -> None:
     """Entry point. Errors are one line on standard error and exit code 2; --debug shows the traceback."""
     try:
-        app()
-    except KeyboardInterrupt:
-        _fail("interrupted; what was answered is stored and the same command goes on", 130)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error; which class it is depends on Typer's version
+            _fail(" ".join(error.format_message().split()), 2)
         if "--debug" in sys.argv:
             raise
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         fix = "" if isinstance(error, UserError) else " (--debug before the verb shows where)"
         _fail(f"{kind}{' '.join(str(error).split())}{fix}", 2)
+    if code == 130:  # what Typer makes of an interrupt
+        _fail("interrupted; what was answered is stored and the same command goes on", 130)
+    raise SystemExit(code or 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)

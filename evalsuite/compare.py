@@ -45,7 +45,8 @@ class Column:
     name: str
     n: int
     errors: Mapping[str, int]  # reason -> samples
-    truncated: Mapping[str, int]  # task -> answers cut by max_new_tokens
+    truncated: Mapping[str, int]  # task -> answers that ended at max_new_tokens
+    spoiled: int  # those of them that are not fully right
     missing: Mapping[str, str]
     finished: bool
     unreadable: int
@@ -84,7 +85,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     empty = [str(run.folder) for run in runs if not run.rows]
     if empty or not runs:
         raise UserError(f"no sample is stored in {', '.join(empty) or 'no run'}; run it first")
-    index = [{(row["task"], row["id"]): row for row in run.rows} for run in runs]
+    index = [{(row["task"], row["id"]): row for row in _by_task(run)} for run in runs]
     facets = _shown(runs)
     spots = _lines(index, lambda row: (("task", row["task"]), *_pick(row, ["hops"])))
     names = _names(runs)
@@ -178,13 +179,13 @@ def _lines(
     keys: Callable[[Row], Keys],
     keep: Callable[[Row], bool] = lambda row: True,
 ) -> tuple[Line, ...]:
-    """Group every run's rows by their keys, in order of appearance with numbers ascending."""
+    """Group every run's rows by their keys: tasks in order of appearance, then facets ascending."""
     groups: dict[Keys, list[list[Row]]] = {}
     for i, rows in enumerate(index):
         for row in rows.values():
             if keep(row):
                 groups.setdefault(keys(row), [[] for _ in index])[i].append(row)
-    return tuple(_line(key, groups[key], index[0]) for key in sorted(groups, key=_order))
+    return tuple(_line(key, groups[key], index[0]) for key in _ordered(groups))
 
 
 def _line(keys: Keys, parts: Sequence[Sequence[Row]], base: Mapping[Key, Row]) -> Line:
@@ -218,7 +219,7 @@ def _families(
             if keep(row):
                 lines.setdefault(keys(row), [[] for _ in index])[i].append(row)
     result = []
-    for key in sorted(lines, key=_order):
+    for key in _ordered(lines):
         parts = lines[key]
         common = set.intersection(*({row["task"] for row in rows} for rows in parts if rows))
         parts = [[row for row in rows if row["task"] in common] for rows in parts]
@@ -247,6 +248,7 @@ def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]
         n=len(run.rows),
         errors=dict(errors.most_common()),
         truncated=dict(truncated.most_common()),
+        spoiled=sum(row["finish"] == "length" and row["score"] < 1 for row in run.rows),
         missing=run.meta["missing"],
         finished=(run.folder / "summary.json").exists() and not any(run.folder.glob("samples-*.jsonl")),
         unreadable=run.unreadable,
@@ -291,6 +293,15 @@ def _shown(runs: Sequence[Run]) -> dict[str, list[str]]:
     }
 
 
+def _by_task(run: Run) -> list[Row]:
+    """The rows with their tasks in the order in which the run and each family name them."""
+    places: dict[str, int] = {}
+    for family, about in run.meta["tasks"].items():
+        for name in (family, *(f"{family}.{part}" for part in about["subtasks"])):
+            places[name] = len(places)
+    return sorted(run.rows, key=lambda row: places.get(row["task"], len(places)))
+
+
 def _names(runs: Sequence[Run]) -> list[str]:
     """Column titles: the models' names, or the folders where one model comes twice."""
     names = [run.name for run in runs]
@@ -315,8 +326,18 @@ def _family(row: Row) -> str:
     return str(row["task"]).partition(".")[0]
 
 
-def _order(keys: Keys) -> tuple[Any, ...]:
-    return tuple((name, isinstance(v, str), v if not isinstance(v, str) else 0, str(v)) for name, v in keys)
+def _ordered(groups: Iterable[Keys]) -> list[Keys]:
+    """Tasks and families as they appear, other facets ascending."""
+    found = list(groups)
+    places = {name: i for i, name in enumerate(dict.fromkeys(keys[0][1] for keys in found))}
+
+    def order(keys: Keys) -> tuple[Any, ...]:
+        return (
+            places[keys[0][1]],
+            [(k, isinstance(v, str), 0 if isinstance(v, str) else v, str(v)) for k, v in keys[1:]],
+        )
+
+    return sorted(found, key=order)
 
 
 def _number(value: float) -> float | None:

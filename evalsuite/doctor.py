@@ -8,15 +8,12 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from rich.console import Console
-from rich.table import Table
-
 from evalsuite import task as tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding; `fix` says what to do where `ok` is false."""
+    """One finding; `fix` says what to do where `ok` is false, one line a remedy."""
 
     name: str
     ok: bool
@@ -35,12 +32,9 @@ def show(*, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps([asdict(check) for check in found], indent=1) + "\n")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "what", "found", "fix"):
-        table.add_column(title, overflow="fold")
     for check in found:
-        table.add_row("ok" if check.ok else "--", check.name, check.found, check.fix)
-    Console(highlight=False, markup=False).print(table)
+        sys.stdout.write(f"{'ok' if check.ok else '--'}  {check.name}: {check.found}\n")
+        sys.stdout.writelines(f"      fix: {line}\n" for line in filter(None, check.fix.split("\n")))
 
 
 def _python() -> Check:
@@ -92,7 +86,7 @@ def _tasks() -> list[Check]:
             continue
         lacks = f"; without {', '.join(missing)}" if missing else ""
         fixes = dict.fromkeys(missing.values())
-        found.append(Check(f"task {name}", not missing, parts + lacks, "; ".join(fixes)))
+        found.append(Check(f"task {name}", not missing, parts + lacks, "\n".join(fixes)))
     return found or [Check("tasks", False, "none found", "reinstall evalsuite: pip install -e .")]
 
 

@@ -87,7 +87,8 @@ def select(
     settings: Iterable[str] = (),
     data: Iterable[str] = (),
 ) -> Selection:
-    """Check a request. `settings` are `multihop.hops=1,2` or `multihop.graph.facts=64`, `data` are `NAME=PATH`.
+    """Check a request. `settings` are `multihop.hops=1,2` or `multihop.graph.facts=64`, `data` are `NAME=PATH`
+    or `NAME=hub`.
 
     Raises UserError, with the nearest name, for a task, part or knob that does not exist.
     """
@@ -192,7 +193,10 @@ def _data(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not (equals and name and path):
-            raise UserError(f"--data {pair!r} names no path; write NAME=PATH")
+            raise UserError(f"--data {pair!r} names no path; write NAME=PATH, or NAME=hub")
+        if path == "hub":
+            found[name] = path
+            continue
         if not os.path.exists(os.path.expanduser(path)):
             raise UserError(f"--data {name}: there is no {path}")
         found[name] = os.path.abspath(os.path.expanduser(path))

@@ -67,8 +67,9 @@ def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95
 
     Independent binary scores: Wilson. Clustered binary scores: Wilson with the effective sample size p(1-p)/V, V the
     CR1 variance, and the t quantile of C-1 degrees of freedom (Franco et al. 2019, doi 10.1093/jssam/smy019). Graded
-    scores: CR1 with the same t, clipped to [0, 1]. Where every cluster has the same mean there is nothing to estimate a
-    variance from: Wilson with one observation a cluster, which bounds any distribution on [0, 1] with that mean.
+    scores: CR1 after adding one cluster at 0 and one at 1, as in `paired`. Where every cluster has the same mean there
+    is nothing to estimate a variance from: Wilson with one observation a cluster, which bounds any distribution on
+    [0, 1] with that mean.
     """
     y = np.asarray(values, dtype=np.float64)
     n = len(y)
@@ -86,31 +87,25 @@ def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95
     if binary:
         size = min(mean * (1 - mean) / variance, n)
         return Estimate(mean, *wilson(mean * size, size, z=t), n, count)
-    half = t * math.sqrt(variance)
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n, count)
+    return Estimate(mean, *_padded(y, codes, count, (0.0, 1.0), level), n, count)
 
 
 def stratified(values: Values, strata: Labels, clusters: Labels | None = None, level: float = 0.95) -> Estimate:
-    """Unweighted mean of the strata's means (RULER's "mean over tasks"), with a CR1 interval over all samples.
-
-    A stratum that is one-sided adds no variance of its own; the interval is at least that of Wilson for all samples
-    where no variance is left at all.
-    """
+    """Unweighted mean of the strata's means (RULER's "mean over tasks"), with a CR1 interval over all samples, padded as
+    in `estimate`."""
     y = np.asarray(values, dtype=np.float64)
     n = len(y)
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0, 0)
     groups, kinds = _codes(strata, n)
+    if kinds == 1:
+        return estimate(y, clusters, level)
     sizes = np.bincount(groups, minlength=kinds)
     means = np.bincount(groups, weights=y, minlength=kinds) / sizes
     mean = float(means.mean())
     codes, count = _codes(clusters, n)
-    residuals = (y - means[groups]) * n / (sizes[groups] * kinds)
-    variance = _cr1(residuals, codes, count)
-    if count < 2 or variance <= 1e-18:
-        return Estimate(mean, *wilson(mean * count, count, level), n, count)
-    half = _student(level, count - 1) * math.sqrt(variance)
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n, count)
+    shares = (y - means[groups]) * n / (sizes[groups] * kinds)  # what each sample moves the mean of means, times n
+    return Estimate(mean, *_padded(mean + shares, codes, count, (0.0, 1.0), level), n, count)
 
 
 def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 0.95) -> Difference:
@@ -127,13 +122,6 @@ def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 
     if n == 0:
         return Difference(math.nan, -1.0, 1.0, 0, 0, 0, 1.0)
     codes, count = _codes(clusters, n)
-    weight = np.concatenate([np.ones(n), [n / count] * 2])
-    padded = np.concatenate([d, [1.0, -1.0]])
-    centre = float(np.average(padded, weights=weight))
-    residuals = weight * (padded - centre)
-    sums = np.bincount(np.concatenate([codes, [count, count + 1]]), weights=residuals)
-    variance = (count + 2) / (count + 1) * float(sums @ sums) / float(weight.sum()) ** 2
-    half = _student(level, count + 1) * math.sqrt(variance)
     mean = float(d.mean())
     wins, losses = int((d > 0).sum()), int((d < 0).sum())
     if count == n and np.isin(d, (-1.0, 0.0, 1.0)).all():
@@ -141,8 +129,7 @@ def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 
     else:
         robust = _cr1(d - mean, codes, count) if count > 1 else 0.0
         p = _two_sided(mean, robust, count)
-    low, high = max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
-    return Difference(mean, low, high, n, wins, losses, p)
+    return Difference(mean, *_padded(d, codes, count, (-1.0, 1.0), level), n, wins, losses, p)
 
 
 def mcnemar(wins: int, losses: int, *, one_sided: bool = False) -> float:
@@ -185,6 +172,25 @@ def _cr1(residuals: Array, codes: NDArray[np.intp], count: int) -> float:
         return 0.0
     sums = np.bincount(codes, weights=residuals, minlength=count)
     return count / (count - 1) * float(sums @ sums) / len(residuals) ** 2
+
+
+def _padded(
+    values: Array, codes: NDArray[np.intp], count: int, ends: tuple[float, float], level: float
+) -> tuple[float, float]:
+    """CR1 interval of the mean after adding one cluster of average size at each end of the scale.
+
+    The t interval alone is far too narrow where nearly all values are equal. It holds the mean and ends at the scale's
+    ends.
+    """
+    n = len(values)
+    weight = np.concatenate([np.ones(n), [n / count] * 2])
+    padded = np.concatenate([values, ends])
+    centre = float(np.average(padded, weights=weight))
+    sums = np.bincount(np.concatenate([codes, [count, count + 1]]), weights=weight * (padded - centre))
+    variance = (count + 2) / (count + 1) * float(sums @ sums) / float(weight.sum()) ** 2
+    half = _student(level, count + 1) * math.sqrt(variance)
+    mean = float(values.mean())
+    return max(ends[0], min(mean, centre - half)), min(ends[1], max(mean, centre + half))
 
 
 def _two_sided(mean: float, variance: float, count: int) -> float:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evalsuite.compare import Column, Comparison, Line, records
+from evalsuite.records import Facet
 from evalsuite.stats import Estimate
 
 FORMATS = ("rich", "md", "json", "csv")
@@ -20,12 +21,11 @@ WIDE = 4  # more columns of scores than this and the interval shrinks to a half-
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One table: text cells, the first `labels` columns aligned left."""
+    """One table of text cells; the first column is a label, and indented below the one it belongs to."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    labels: int = 1
     note: str = ""
 
 
@@ -80,7 +80,7 @@ def as_markdown(result: Comparison) -> str:
     blocks = [heading(result), *warnings(result)]
     for section in sections(result):
         blocks += [f"### {section.title}", _markdown(section), *([section.note] if section.note else [])]
-    blocks.append("\n".join(f"- {c.weakest}" for c in result.columns))
+    blocks += [*footnotes(result), "\n".join(f"- {c.weakest}" for c in result.columns)]
     return "\n\n".join(blocks)
 
 
@@ -100,7 +100,7 @@ def heading(result: Comparison) -> str:
 
 
 def warnings(result: Comparison) -> list[str]:
-    """What is missing from the tables: tasks left out, unfinished runs, errors, cut answers."""
+    """What is missing from the tables: tasks left out, unfinished runs, errors."""
     lines = []
     left_out: dict[tuple[str, str], list[str]] = {}
     for c in result.columns:
@@ -121,10 +121,20 @@ def warnings(result: Comparison) -> list[str]:
         if len(c.errors) > 3:
             rest = sum(list(c.errors.values())[3:])
             lines.append(f"ERRORS {c.name}: {rest} more for {len(c.errors) - 3} other reasons")
+    return ["\n".join(lines)] if lines else []
+
+
+def footnotes(result: Comparison) -> list[str]:
+    """Answers that ended at max_new_tokens: many are whole, one word was asked; some are cut."""
+    lines = []
+    for c in result.columns:
         if c.truncated:
-            worst = ", ".join(f"{task} {count}" for task, count in list(c.truncated.items())[:4])
-            more = ", ..." if len(c.truncated) > 4 else ""
-            lines.append(f"CUT {c.name}: {sum(c.truncated.values())} answers ended at max_new_tokens ({worst}{more})")
+            worst = ", ".join(f"{task} {count}" for task, count in list(c.truncated.items())[:2])
+            total = sum(c.truncated.values())
+            more = ", ..." if len(c.truncated) > 2 else ""
+            lines.append(
+                f"{c.name}: {total} answers ended at max_new_tokens, {c.spoiled} of them wrong ({worst}{more})"
+            )
     return ["\n".join(lines)] if lines else []
 
 
@@ -132,16 +142,9 @@ def sections(result: Comparison) -> list[Section]:
     """Every table that has something to show."""
     lengths = sorted({int(line.get("length")) for line in result.lengths})
     made = [_scores(result)]
-    if result.hops:
-        made.append(
-            _pivot(
-                result,
-                result.hops,
-                "hops",
-                title="By hop depth",
-                name=lambda v: f"{v} hop{'s' if v != 1 else ''}",
-            )
-        )
+    for family in dict.fromkeys(str(line.get("task")).partition(".")[0] for line in result.hops):
+        deep = [line for line in result.hops if str(line.get("task")).partition(".")[0] == family]
+        made.append(_pivot(result, deep, "hops", title=f"{family} by hop depth", name=_hops))
     if len(lengths) > 1:
         made.append(_pivot(result, result.lengths, "length", title="By length", name=lambda v: _length(int(v))))
     if len(result.columns) > 1:
@@ -155,13 +158,10 @@ def _scores(result: Comparison) -> Section:
     rows: list[tuple[str, ...]] = []
     for family, mean in families.items():
         members = [line for line in result.scores if str(line.get("task")).partition(".")[0] == family]
-        done, _, total = str(mean.get("tasks")).partition(" of ")
-        if len(members) > 1 or int(total) > 1:
-            label = (
-                f"{family}: mean of {done} tasks" if done == total else f"{family}: mean of {mean.get('tasks')} tasks"
-            )
+        if len(members) > 1:
+            label = f"{family}: {_mean_of(str(mean.get('tasks')))}"
             rows.append((label, mean.n, f"{mean.chance:.2f}", *(_score(e, mean.chance) for e in mean.estimates)))
-        indent = "  " if rows and rows[-1][0].startswith(f"{family}:") else ""
+        indent = "  " if len(members) > 1 else ""
         rows += (
             (f"{indent}{m.get('task')}", m.n, f"{m.chance:.2f}", *(_score(e, m.chance) for e in m.estimates))
             for m in members
@@ -171,42 +171,59 @@ def _scores(result: Comparison) -> Section:
 
 
 def _pivot(
-    result: Comparison, lines: Sequence[Line], column: str, *, title: str, name: Callable[[int | float | str], str]
+    result: Comparison, lines: Sequence[Line], column: str, *, title: str, name: Callable[[Facet], str]
 ) -> Section:
-    """Models below each other, one facet from left to right."""
+    """One facet from left to right, models below each other; chance stands above each group."""
     values = sorted({line.get(column) for line in lines}, key=lambda v: (isinstance(v, str), v))
     compact = len(values) > WIDE
-    groups: dict[tuple[str, ...], dict[object, Line]] = {}
+    groups: dict[str, dict[Facet, Line]] = {}
     for line in lines:
         groups.setdefault(_label(line, column), {})[line.get(column)] = line
     rows: list[tuple[str, ...]] = []
     for label, members in groups.items():
-        counts = sorted({e.n for line in members.values() for e in line.estimates if e is not None})
-        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-        chances = sorted({f"{line.chance:.2f}" for line in members.values()})
-        chance = chances[0] if len(chances) == 1 else f"{chances[0]}-{chances[-1]}"
+        n = _range([e.n for line in members.values() for e in line.estimates if e is not None])
+        word = "" if compact else "chance "
+        rows.append((label, n, *(f"{word}{members[v].chance:.2f} " if v in members else "" for v in values)))
         for i, c in enumerate(result.columns):
-            cells = [
+            cells = (
                 _score(members[v].estimates[i], members[v].chance, compact) if v in members else "" for v in values
-            ]
-            first = (" ".join(label), n, chance) if i == 0 else ("", "", "")
-            rows.append((*first, c.name, *cells))
-    header = ("task", "n", "chance", "model", *(name(v) for v in values))
-    return Section(title, header, tuple(rows))
+            )
+            rows.append((f"  {c.name}", "", *cells))
+    note = "Above the models: chance. Half-widths of 95 % intervals; ~ the interval includes chance." if compact else ""
+    return Section(title, ("", "n", *map(name, values)), tuple(rows), note=note)
 
 
-def _label(line: Line, column: str) -> tuple[str, ...]:
-    """`multihop.graph facts=32`; a family mean names how many tasks it is of."""
+def _label(line: Line, column: str) -> str:
+    """`graph, 32 facts, shuffled`; a family mean names how many tasks it is of."""
     parts = []
     for key, value in line.keys:
         if key == "tasks":
-            done, _, total = str(value).partition(" of ")
-            parts.append("" if total == "1" else f"(mean of {done if done == total else value} tasks)")
-        elif key in ("task", "family"):
+            parts += [] if str(value).endswith(" of 1") else [_mean_of(str(value))]
+        elif key == "task":
+            parts.append(str(value).partition(".")[2] or str(value))
+        elif key == "family":
             parts.append(str(value))
+        elif key == "facts":
+            parts.append(f"{value} facts")
         elif key != column:
-            parts.append(f"{value} facts" if key == "facts" else f"{key}={value}")
-    return tuple(filter(None, parts))
+            parts.append(value if isinstance(value, str) else f"{key} {value}")
+    return ", ".join(parts)
+
+
+def _mean_of(tasks: str) -> str:
+    """`11 of 13` -> `mean of 11 of 13 tasks`, `13 of 13` -> `mean of 13 tasks`."""
+    done, _, total = tasks.partition(" of ")
+    return f"mean of {done if done == total else tasks} tasks"
+
+
+def _range(counts: Sequence[int]) -> str:
+    if not counts:
+        return ""
+    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}"
+
+
+def _hops(hops: Facet) -> str:
+    return f"{hops} hop{'' if hops == 1 else 's'}"
 
 
 def _differences(result: Comparison) -> Section:
@@ -219,8 +236,7 @@ def _differences(result: Comparison) -> Section:
                 continue
             star = " " if d.low <= 0 <= d.high else "*"
             cells.append(f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]{star}")
-        pairs = sorted({d.n for d in line.differences if d is not None})
-        n = "" if not pairs else str(pairs[0]) if len(pairs) == 1 else f"{pairs[0]}-{pairs[-1]}"
+        n = _range([d.n for d in line.differences if d is not None])
         rows.append((str(line.get("task")), n, *cells))
     first, *others = (c.name for c in result.columns)
     header = ("task", "pairs", *others)
@@ -252,15 +268,10 @@ def _score(estimate: Estimate | None, chance: float, compact: bool = False) -> s
 def _markdown(section: Section) -> str:
     rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in (section.header, *section.rows)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(section.header))]
-    left = _left(section)
-    padded = ([c.ljust(widths[i]) if i in left else c.rjust(widths[i]) for i, c in enumerate(row)] for row in rows)
+    padded = ([c.rjust(widths[i]) if i else c.ljust(widths[i]) for i, c in enumerate(row)] for row in rows)
     lines = [f"| {' | '.join(row)} |" for row in padded]
-    rule = "|" + "|".join("-" * (w + 2) if i in left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _left(section: Section) -> set[int]:
-    return {i for i, name in enumerate(section.header) if i == 0 or name == "model"}
 
 
 def _print(result: Comparison, console: Console) -> None:
@@ -270,19 +281,20 @@ def _print(result: Comparison, console: Console) -> None:
             kind, _, rest = line.partition(" ")
             console.print(f"[yellow bold]{kind}[/yellow bold] {escape(rest)}", highlight=False)
     for section in sections(result):
-        left = _left(section)
         table = Table(
             title=escape(section.title), title_justify="left", title_style="bold", caption=escape(section.note)
         )
         table.caption_justify = "left"
         for i, name in enumerate(section.header):
-            table.add_column(escape(name), justify="left" if i in left else "right", no_wrap=i > 0)
+            table.add_column(escape(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row, following in zip(section.rows, [*section.rows[1:], None], strict=True):
-            end = following is None or (following[0] != "" and not following[0].startswith("  "))
+            end = following is None or not following[0].startswith("  ")
             styled = (f"[dim]{escape(c)}[/dim]" if c.endswith("~") else escape(c) for c in row)
-            table.add_row(*styled, end_section=end and "model" in section.header)
+            table.add_row(*styled, end_section=end and row[0].startswith("  "))
         console.print()
         console.print(table)
+    for block in footnotes(result):
+        console.print(f"\n[dim]{escape(block)}[/dim]", highlight=False)
     console.print()
     for column in result.columns:
         console.print(_closing(column), highlight=False)

@@ -14,6 +14,7 @@ from evalsuite.compare import Comparison
 from evalsuite.errors import UserError, unknown
 from evalsuite.task import Request
 
+EMPTY: tuple[object, ...] = ("", [], {})
 WORDINGS = ("natural", "terse")
 
 
@@ -96,7 +97,7 @@ def listing(what: str, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     for entry in found:
-        details = [f"  {key}: {value}" for key, value in entry.items() if key != "name" and value not in ("", [], {})]
+        details = [f"  {key}: {_plain(value)}" for key, value in entry.items() if key != "name" and value not in EMPTY]
         sys.stdout.write("\n".join([str(entry["name"]), *details]) + "\n")
 
 
@@ -112,6 +113,12 @@ def split_models(specs: Sequence[str]) -> list[str]:
     if not found:
         raise UserError("no model named; see `evalsuite list models`")
     return found
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{k} = {_plain(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _tasks() -> list[dict[str, object]]:
@@ -137,5 +144,8 @@ def _tasks() -> list[dict[str, object]]:
 def _models() -> list[dict[str, object]]:
     from evalsuite.models import describe
 
-    plugins = [{"name": f"{e.name}:ARGS", "kind": "backend"} for e in entry_points(group="evalsuite.models")]
+    plugins: list[dict[str, object]] = [
+        {"name": f"{entry.name}[:ARGS]", "about": f"plugin {entry.value}"}
+        for entry in entry_points(group="evalsuite.models")
+    ]
     return [*describe(), *plugins]

@@ -72,8 +72,10 @@ def test_the_tables_in_120_columns() -> None:
     assert lines(text, "ruler: mean of 11 of 13 tasks", "220", "0.80 [")
     assert lines(text, "LEFT OUT ruler.qa_1: SQuAD is not here; give --data squad=PATH")
     assert lines(text, "knowledge", "0.25", "0.90 [")
-    assert lines(text, "model", "1 hop", "2 hops", "4 hops")
-    assert lines(text, "multihop.graph 32 facts", "100", "full", "0.98 [")
+    assert lines(text, "### multihop by hop depth")
+    assert lines(text, "1 hop", "2 hops", "4 hops")
+    assert lines(text, "| graph, 32 facts", "100", "chance 0.03")
+    assert lines(text, "|   full", "0.98 [", "0.97 [", "0.96 [")
     assert lines(text, "hybrid-lightning", "0.95 [", "0.50 [", "0.03 [", "]~ |")
     assert lines(text, "Difference to full")
     assert lines(text, "KV cache, 2k tokens", "6.0 MiB")
@@ -82,7 +84,9 @@ def test_the_tables_in_120_columns() -> None:
     assert lines(text, "decode", "30 tokens/s")
     closing = text.splitlines()[-3:]
     assert closing[0].startswith("- full: weakest at ruler.part_0: 0.80 [")
-    assert closing[1].startswith("- hybrid-kda: weakest at multihop.graph, 4 hops: 0.60 [0.50, 0.69], chance 0.03, 0.36")
+    assert closing[1].startswith(
+        "- hybrid-kda: weakest at multihop.graph, 4 hops: 0.60 [0.50, 0.69], chance 0.03, 0.36"
+    )
     assert closing[2] == (
         "- hybrid-lightning: weakest at multihop.graph, 4 hops: 0.03 [0.01, 0.08], chance 0.03, 0.93 below full"
     )
@@ -117,7 +121,8 @@ def test_many_hops_and_lengths_still_fit() -> None:
     ]
     text = table.as_markdown(compare.compare(runs))
     assert max(map(len, text.splitlines())) <= 120
-    assert lines(text, "multihop.graph 16 facts order=forward", "0.50±.")
+    assert lines(text, "| graph, 16 facts, forward", " 10 |")
+    assert lines(text, "hybrid-kda", "0.50±.", "~")
     assert lines(text, "512", "1k", "2k", "4k", "8k")
 
 
@@ -145,8 +150,8 @@ def test_a_model_that_keeps_up_is_not_called_worse() -> None:
 
 def test_a_lucky_handful_is_no_weak_spot() -> None:
     """One wrong answer of one is a larger gap than 60 of 100, and far less sure."""
-    full = hop_rows((1.0, 1.0, 1.0)) + [row("knowledge", 0, True)]
-    hybrid = hop_rows((1.0, 1.0, 0.4)) + [row("knowledge", 0, False)]
+    full = [*hop_rows((1.0, 1.0, 1.0)), row("knowledge", 0, True)]
+    hybrid = [*hop_rows((1.0, 1.0, 0.4)), row("knowledge", 0, False)]
     assert "4 hops" in compare.compare([make("full", full), make("h", hybrid)]).columns[1].weakest
 
 
@@ -160,19 +165,19 @@ def test_family_means_take_the_tasks_that_all_have() -> None:
 
 def test_errors_and_cut_answers_are_shown() -> None:
     rows = [row("knowledge", i, False, finish="error") for i in range(3)]
-    rows += [row("knowledge", i, True, finish="length") for i in range(3, 10)]
+    rows += [row("knowledge", i, i > 4, finish="length") for i in range(3, 10)]
     run = make("full", rows)
     run.unreadable = 2
     text = table.as_markdown(compare.compare([run]))
     assert lines(text, "ERRORS full: 3 of 10 samples count as wrong: server said no")
-    assert lines(text, "CUT full: 7 answers ended at max_new_tokens (knowledge 7)")
+    assert lines(text, "full: 7 answers ended at max_new_tokens, 2 of them wrong (knowledge 7)")
     assert lines(text, "UNREADABLE full: 2 damaged lines")
     assert lines(text, "UNFINISHED full: 10 samples so far")
 
 
 def test_for_machines() -> None:
     result = compare.compare(three())
-    value = json.loads(table.as_json(result), parse_constant=lambda name: pytest.fail(name))
+    value = json.loads(table.as_json(result), parse_constant=pytest.fail)
     assert [m["name"] for m in value["models"]] == list(MODELS)
     (cell,) = (
         c for c in value["cells"] if c["model"] == "hybrid-lightning" and c.get("hops") == 4 and c["length"] == 1024

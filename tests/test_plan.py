@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +76,9 @@ def test_a_larger_limit_or_more_tasks_change_no_sample() -> None:
 
 
 def test_settings_are_typed_and_reach_their_part_alone() -> None:
-    asked = plan.select(["walk"], settings=["walk.hops=1,2", "walk.graph.facts=64", "walk.noise=1,0.25", "walk.order=1"])
+    asked = plan.select(
+        ["walk"], settings=["walk.hops=1,2", "walk.graph.facts=64", "walk.noise=1,0.25", "walk.order=1"]
+    )
     assert asked.knobs["walk"] == {"hops": (1, 2), "noise": (1, 0.25), "order": ("1",)}
     cells = {i.cell.task: i.cell.facets["facts"] for i in plan.make(asked, "natural").items}
     assert cells == {"walk.graph": 64, "walk.path": 8}
@@ -123,6 +126,11 @@ def test_mistakes_are_one_line_with_the_fix(names: list[str], options: dict[str,
         plan.select(names, **options)  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_data_is_a_path_that_exists_or_the_hub(tmp_path: Path) -> None:
+    asked = plan.select(["walk"], data=[f"squad={tmp_path}", "essays=hub"])
+    assert asked.data == {"squad": str(tmp_path), "essays": "hub"}
 
 
 def test_lengths() -> None:

@@ -77,7 +77,11 @@ def test_near_perfect_clusters_cover() -> None:
 def test_graded_scores_cover() -> None:
     draw = np.random.default_rng(3)
     draws = [stats.estimate(draw.beta(2, 1, 20)) for _ in range(600)]
-    assert 0.92 <= coverage(2 / 3, draws) <= 0.98
+    assert 0.93 <= coverage(2 / 3, draws) <= 0.99
+    nearly = stats.estimate([0.0] * 9 + [0.1])
+    assert nearly.high > 0.2, "one tenth of a point must not make nine zeros certain"
+    rare = [stats.estimate(np.where(draw.random(30) < 0.04, 0.5, 1.0)) for _ in range(600)]
+    assert coverage(0.98, rare) >= 0.93
     constant = stats.estimate([0.5] * 30)
     assert constant.low < 0.4
     assert constant.high > 0.6
@@ -156,7 +160,9 @@ def test_mean_of_tasks_weighs_tasks_and_covers() -> None:
         stats.stratified(np.concatenate([draw.random(60) < 0.9, draw.random(30) < 0.4]).astype(float), strata)
         for _ in range(600)
     ]
-    assert 0.92 <= coverage(0.65, draws) <= 0.98
+    assert 0.92 <= coverage(0.65, draws) <= 0.99
+    alike = stats.stratified([0.0] * 109 + [0.1], [str(i % 11) for i in range(110)])
+    assert alike.high > 0.02
 
 
 def test_above_chance() -> None:

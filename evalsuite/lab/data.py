@@ -50,7 +50,9 @@ def _task(family: str) -> Trainable:
 @cache
 def _ids() -> dict[str, int]:
     """Word -> id of its one token; a lexicon word carries the space before it."""
-    return {token.removeprefix("▁"): i for i, token in enumerate(vocabulary()) if token.startswith("▁") and token != "▁"}
+    return {
+        token.removeprefix("▁"): i for i, token in enumerate(vocabulary()) if token.startswith("▁") and token != "▁"
+    }
 
 
 def row(stream: Stream, step: int, index: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,13 @@ LETTERS: dict[str, str] = {
     "C": "short convolution only (the control)",
 }
 ROPE_FRACTION = {"F": 0.0, "R": 1.0, "P": 0.25, "S": 1.0}
-LAYER_TYPES = {"F": "full_attention", "R": "full_attention", "P": "full_attention", "S": "sliding_attention", "C": "conv"}
+LAYER_TYPES = {
+    "F": "full_attention",
+    "R": "full_attention",
+    "P": "full_attention",
+    "S": "sliding_attention",
+    "C": "conv",
+}
 
 
 @strict

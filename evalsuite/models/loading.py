@@ -19,6 +19,10 @@ from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+SIZES = (
+    "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "window", "conv_size", "num_experts_per_tok", "moe_intermediate_size", "max_position_embeddings",
+)  # fmt: skip
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -29,6 +33,16 @@ def read_config(folder: Path) -> EvalsuiteConfig:
     if kind != EvalsuiteConfig.model_type:
         raise UserError(
             f"{folder / 'config.json'} has model_type {kind!r}, and only {EvalsuiteConfig.model_type!r} is read"
+        )
+    for name, least in [*((size, 1) for size in SIZES), ("gate_rank", 0), ("num_experts", 0)]:
+        value = raw.get(name, least)
+        if isinstance(value, int) and value < least:
+            raise UserError(
+                f"{folder / 'config.json'} is no valid configuration: {name} is {value}, and must be at least {least}"
+            )
+    if not isinstance(raw.get("pattern"), str):
+        raise UserError(
+            f"{folder / 'config.json'} is no valid configuration: pattern must be a string of layer letters"
         )
     try:
         return EvalsuiteConfig(**raw)

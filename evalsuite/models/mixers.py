@@ -215,9 +215,7 @@ class DeltaMixer(Recurrent):
         q, k = F.normalize(wide(q), dim=-1).to(v.dtype), F.normalize(wide(k), dim=-1).to(v.dtype)
         beta = self.beta_max * torch.sigmoid(wide(self.beta(x)))
         g = self.decay(x)[0] if self.decay is not None else None
-        return delta_rule(
-            q, k, v, beta, g, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens
-        )
+        return delta_rule(q, k, v, beta, g, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens)
 
 
 class ConvOnly(Mixer):

@@ -46,7 +46,9 @@ def engine(model: EvalsuiteForCausalLM, **limits: int) -> Engine:
     return Engine(model, TOKENIZER, Limits(**limits))
 
 
-def continued(runner: Engine, prompts: list[list[int]], new: int = 6, sampling: Sampling | None = None) -> list[list[int]]:
+def continued(
+    runner: Engine, prompts: list[list[int]], new: int = 6, sampling: Sampling | None = None
+) -> list[list[int]]:
     jobs = [Job(prompt, new, key=str(i)) for i, prompt in enumerate(prompts)]
     found = dict(runner.generate(jobs, sampling))
     assert sorted(found) == list(range(len(prompts)))
@@ -296,7 +298,7 @@ def forced(monkeypatch: pytest.MonkeyPatch, runner: Engine, script: list[int]) -
 )
 def test_stop_strings(monkeypatch: pytest.MonkeyPatch, stop: tuple[str, ...], text: str, used: int) -> None:
     runner = engine(tiny("C"))
-    forced(monkeypatch, runner, [word(w) for w in "grass sky sun cloud wind".split()])
+    forced(monkeypatch, runner, [word(w) for w in ("grass", "sky", "sun", "cloud", "wind")])
     ((_, answer),) = runner.generate([Job([1, 400], 5, stop)])
     assert answer.text == text
     assert len(answer.tokens) == used

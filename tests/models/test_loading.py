@@ -110,7 +110,12 @@ def test_shards_and_tied_weights(tmp_path: Path, pristine: Path) -> None:
 
 @pytest.mark.parametrize(
     ("training", "config", "wording"),
-    [(None, {}, "natural"), ({}, {}, "terse"), ({"wording": "natural"}, {}, "natural"), (None, {"wording": "terse"}, "terse")],
+    [
+        (None, {}, "natural"),
+        ({}, {}, "terse"),
+        ({"wording": "natural"}, {}, "natural"),
+        (None, {"wording": "terse"}, "terse"),
+    ],
 )
 def test_wording(checkpoint: Path, training: object, config: dict[str, str], wording: str) -> None:
     if training is not None:
@@ -195,6 +200,12 @@ def test_a_weight_of_another_shape_or_kind(checkpoint: Path, value: torch.Tensor
         ({"pattern": "KXF"}, "is no valid configuration: pattern 'KXF' has unknown layers"),
         ({"hidden_size": "wide"}, "is no valid configuration: "),
         ({"num_key_value_heads": 0}, "is no valid configuration: "),
+        ({"pattern": 3}, "pattern must be a string"),
+        ({"pattern": None}, "pattern must be a string"),
+        ({"conv_size": 0}, "conv_size is 0, and must be at least 1"),
+        ({"num_experts": -1}, "num_experts is -1, and must be at least 0"),
+        ({"eos_token_id": "two"}, "is no valid configuration: "),
+        ({"rope_theta": None}, "is no valid configuration: "),
         ({"hidden_size": -1}, "is no valid configuration: "),
         ({"pattern": "FSK"}, "do not belong together"),
         ({"pattern": "KS"}, "do not belong together"),
@@ -216,13 +227,12 @@ def test_names_that_do_not_exist(tmp_path: Path) -> None:
     assert "no config.json in" in refusal(tmp_path)
 
 
-def test_a_preset_is_its_checkpoint_in_the_zoo(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pristine: Path
-) -> None:
+def test_a_preset_is_its_checkpoint_in_the_zoo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pristine: Path) -> None:
     monkeypatch.setattr(evalsuite.models, "ZOO", tmp_path)
     message = refusal("full")
     assert message == (
-        "preset 'full' has no shipped checkpoint; train it with `evalsuite train --model full` or give a checkpoint folder"
+        "preset 'full' has no shipped checkpoint; train it with `evalsuite train --model full` "
+        "or give a checkpoint folder"
     )
     assert not any(listed.shipped for listed in names())
     shutil.copytree(pristine, tmp_path / "full")
@@ -276,5 +286,7 @@ def test_identity_follows_the_bytes_of_the_checkpoint(checkpoint: Path) -> None:
 
 
 def test_the_list_of_models_imports_no_torch() -> None:
-    code = "import sys, evalsuite.models as m; assert m.names(); assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = (
+        "import sys, evalsuite.models as m; assert m.names(); assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 """A third-party model: knows some capitals by heart; `parrot:N` knows the first N of them."""
 
 from capitals import CAPITALS
+
 from evalsuite.models.base import Speed
 from evalsuite.records import Completion
 
