@@ -70,6 +70,27 @@ def compare(
     verbs.compare(runs, "json" if json else form)
 
 
+@app.command()
+def train(
+    *,
+    model: Annotated[list[str], typer.Option("--model", "-m", help="Presets or patterns such as 'KKKF KKKF'; a,b,c.")],
+    out: Annotated[str, typer.Option(help="Folder of the token stream and the checkpoints.")] = "checkpoints",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
+    tokens: Annotated[int, typer.Option(help="Tokens in each step.")] = 4096,
+    width: Annotated[int, typer.Option(help="Hidden size, a multiple of 32.")] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Of the weights and of the token stream.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the model: faster, minutes to start.")
+    ] = False,
+) -> None:
+    """Train designs on one token stream made by the task plugins; an interrupted run goes on."""
+    from evalsuite import verbs
+
+    verbs.train(model, out, (steps, tokens, width, lr, seed), device, compiled=compiled)
+
+
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(metavar="models|tasks")], json: Json = False) -> None:
     """Show the installed models or tasks, with what each needs."""

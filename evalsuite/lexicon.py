@@ -21,16 +21,20 @@ TAGS = (
     "add", "swap", "push", "pop", "copy", "common", "frequent", "trace", "value", "words", "list", "note", "answer",
     ".", ",", ":", ";", "=", "->", "+", "-", "(", ")", "[", "]", "?",
 )  # fmt: skip
-RELATIONS = tuple(
-    """parent child owner maker teacher student friend rival leader helper doctor tailor baker singer painter pilot
-    keeper judge guard buyer seller editor farmer sailor home city river color metal fruit animal season""".split()
-)
-FILLER = tuple(
-    """grass sky sun cloud wind rain snow leaf tree stone sand wave shore hill path field garden bridge wall door window
-    table chair lamp book letter paper glass bottle basket candle mirror blanket pillow carpet clock coin rope ladder
-    hammer nail wheel wagon boat anchor sail flag drum bell horn flute green blue yellow white black quiet gentle
-    ancient narrow distant hidden bright empty heavy simple early again there here slowly often never always""".split()
-)
+RELATIONS = (
+    "parent", "child", "owner", "maker", "teacher", "student", "friend", "rival", "leader", "helper", "doctor",
+    "tailor", "baker", "singer", "painter", "pilot", "keeper", "judge", "guard", "buyer", "seller", "editor",
+    "farmer", "sailor", "home", "city", "river", "color", "metal", "fruit", "animal", "season",
+)  # fmt: skip
+FILLER = (
+    "grass", "sky", "sun", "cloud", "wind", "rain", "snow", "leaf", "tree", "stone", "sand", "wave", "shore",
+    "hill", "path", "field", "garden", "bridge", "wall", "door", "window", "table", "chair", "lamp", "book",
+    "letter", "paper", "glass", "bottle", "basket", "candle", "mirror", "blanket", "pillow", "carpet", "clock",
+    "coin", "rope", "ladder", "hammer", "nail", "wheel", "wagon", "boat", "anchor", "sail", "flag", "drum", "bell",
+    "horn", "flute", "green", "blue", "yellow", "white", "black", "quiet", "gentle", "ancient", "narrow", "distant",
+    "hidden", "bright", "empty", "heavy", "simple", "early", "again", "there", "here", "slowly", "often", "never",
+    "always",
+)  # fmt: skip
 LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H", "I", "J")
 DIGITS = tuple(str(d) for d in range(10))
 NAMES = _names(512)

@@ -13,8 +13,8 @@ Facets = Mapping[str, Facet]
 class Sample:
     """One question, complete: nothing else is needed to ask it or to score it.
 
-    `prompt` is the user's turn and `answer_prefix` the beginning of the answer; a plain language model reads them joined.
-    With `choices`, the answer is the choice of highest log-likelihood; without, it is generated greedily until one of
+    `prompt` is the user's turn and `answer_prefix` the beginning of the answer; a plain language model reads them
+    joined. With `choices`, the answer is the choice of highest log-likelihood; without, it is generated greedily until one of
     `stop` or `max_new_tokens`.
     """
 

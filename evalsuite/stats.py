@@ -91,8 +91,10 @@ def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95
 
 
 def stratified(values: Values, strata: Labels, clusters: Labels | None = None, level: float = 0.95) -> Estimate:
-    """Unweighted mean of the strata's means (RULER's "mean over tasks"), with a CR1 interval over all samples, padded as
-    in `estimate`."""
+    """Unweighted mean of the strata's means (RULER's "mean over tasks"), with a CR1 interval over all samples.
+
+    Padded as in `estimate`: at the edge of the scale no variance is left to see.
+    """
     y = np.asarray(values, dtype=np.float64)
     n = len(y)
     if n == 0:

@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A training text in words of the lexicon, and at some of them the word that should follow (None: no loss there)."""
+    """A training text in words of the lexicon; `labels` are the words that should follow, None where none is asked."""
 
     words: tuple[str, ...]
     labels: tuple[str | None, ...]
@@ -70,7 +70,11 @@ class Task(Protocol):
         ...
 
     def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
-        """Sample number `index` of a cell, fitted to its length with the model's own token count."""
+        """Sample number `index` of a cell, fitted to its length with the model's own token count.
+
+        Raises IndexError where the cell has no more questions, and UserError where the length is too short for one: the
+        runner then leaves the cell out and says so.
+        """
         ...
 
     def score(self, sample: Sample, completion: Completion) -> Score:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from rich.console import Console
 
@@ -69,6 +70,18 @@ def run(asked: Asked) -> None:
     show(comparing.compare(list(done.values())), "json" if asked.as_json else "")
     if over:
         raise UserError("; ".join(map(str, over)))
+
+
+def train(
+    models: Sequence[str], out: str, numbers: tuple[int, int, int, float, int], device: str, *, compiled: bool
+) -> None:
+    """Train designs one after another, and say where each checkpoint is."""
+    from evalsuite.lab import run as lab
+
+    steps, tokens, width, lr, seed = numbers
+    asked = lab.Plan(split_models(models), Path(out), steps, tokens, width, lr, seed, device, compiled=compiled)
+    for folder in lab.train(asked, lambda line: print(line, file=sys.stderr, flush=True)):
+        print(folder)
 
 
 def compare(paths: Sequence[str], form: str) -> None:

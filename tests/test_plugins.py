@@ -26,9 +26,12 @@ def site(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
-def evalsuite(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def evalsuite(site: Path, *words: str, limit_bytes: int = 0, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command line where both plugins are installed; no file may outgrow `limit_bytes` where it is given."""
     env = {**os.environ, "PYTHONPATH": f"{site}:{PLUGINS}", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    command = [sys.executable, "-m", "evalsuite.cli", *words]
+    command = [sys.executable, "-B", *(("-c", code) if code else ("-m", "evalsuite.cli")), *words]
+    if limit_bytes:
+        command = ["prlimit", f"--fsize={limit_bytes}", *command]
     return subprocess.run(command, cwd=site, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -79,3 +82,43 @@ def test_lists_and_nearest_names(site: Path) -> None:
     assert wrong.returncode == 2
     assert "did you mean 'parrot'" in wrong.stderr.splitlines()[-1]
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_folder_that_cannot_be_written_and_a_full_disk(site: Path) -> None:
+    words = ("run", "--model", "parrot:3", "--tasks", "capitals", "--limit", "40")
+    (site / "file").write_text("")
+    nowhere = evalsuite(site, *words, "--out", "file/runs")
+    assert nowhere.returncode == 2
+    assert nowhere.stderr.splitlines()[-1].startswith("error: cannot write to file/runs/parrot-3: Not a directory")
+    full = evalsuite(site, *words, limit_bytes=30_000)
+    assert full.returncode == 2
+    assert "Traceback" not in full.stderr
+    last = full.stderr.splitlines()[-1]
+    kept = len(store.read(site / "runs" / "parrot-3").rows)
+    assert f"the {kept} stored samples are kept: make room and give the same command again" in last
+    assert 10 < kept < 160
+    again = evalsuite(site, *words)
+    assert again.returncode == 0
+    assert f"parrot-3: 160/160, {kept} stored from before" in again.stderr
+
+
+def test_an_interrupt_is_one_line_and_keeps_what_was_answered(site: Path) -> None:
+    code = "import parrot, os, signal\n" + (
+        "real = parrot.Parrot.answer\n"
+        "def answer(self, samples):\n"
+        "    for i, completion in enumerate(real(self, samples)):\n"
+        "        if i == 7: os.kill(os.getpid(), signal.SIGINT)\n"
+        "        yield completion\n"
+        "parrot.Parrot.answer = answer\n"
+        "from evalsuite.cli import main\n"
+        "main()\n"
+    )
+    words = ("run", "--model", "parrot", "--tasks", "capitals", "--limit", "10")
+    stopped = evalsuite(site, *words, code=code)
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[-1] == (
+        "error: interrupted; what was answered is stored and the same command goes on"
+    )
+    assert "Traceback" not in stopped.stderr
+    assert 7 <= len(store.read(site / "runs" / "parrot-1").rows) <= 8
+    assert "40/40" in evalsuite(site, *words).stderr

@@ -77,7 +77,9 @@ def test_near_perfect_clusters_cover() -> None:
 def test_graded_scores_cover() -> None:
     draw = np.random.default_rng(3)
     draws = [stats.estimate(draw.beta(2, 1, 20)) for _ in range(600)]
-    assert 0.93 <= coverage(2 / 3, draws) <= 0.99
+    assert coverage(2 / 3, draws) >= 0.95
+    many = [stats.estimate(draw.beta(2, 1, 300)) for _ in range(600)]
+    assert 0.93 <= coverage(2 / 3, many) <= 0.98
     nearly = stats.estimate([0.0] * 9 + [0.1])
     assert nearly.high > 0.2, "one tenth of a point must not make nine zeros certain"
     rare = [stats.estimate(np.where(draw.random(30) < 0.04, 0.5, 1.0)) for _ in range(600)]

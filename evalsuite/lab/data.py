@@ -25,8 +25,8 @@ class Stream:
     """
 
     mixture: tuple[tuple[str, float], ...]  # ("multihop.graph", 0.4)
-    lengths: tuple[tuple[int, float], ...] = ((256, 0.7), (512, 0.3))
-    curriculum: float = 0.3
+    lengths: tuple[tuple[int, float], ...] = ((256, 0.8), (512, 0.2))
+    curriculum: float = 0.5
     steps: int = 1000
     tokens_per_step: int = 16384
     seed: int = 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from evalsuite.lab.data import IGNORE, Stream, batches
 from evalsuite.models.config import EvalsuiteConfig
@@ -59,10 +59,13 @@ def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe) -> torch.optim.Ada
 class Trainer:
     """One run. Interrupted, it goes on from its last checkpoint and ends in the same weights."""
 
-    def __init__(self, config: EvalsuiteConfig, recipe: Recipe, device: str = "cpu") -> None:
+    def __init__(self, config: EvalsuiteConfig, recipe: Recipe, device: str = "cpu", *, compiled: bool = False) -> None:
         torch.manual_seed(recipe.seed)
-        self.model = EvalsuiteForCausalLM(config).to(device)
-        self.recipe, self.device = recipe, device
+        self.model = EvalsuiteForCausalLM(config)
+        nn.Module.to(self.model, device)
+        if compiled:
+            self.model.model.compile(dynamic=False)
+        self.config, self.recipe, self.device = config, recipe, device
         self.optimizer = optimizer_of(self.model, recipe)
         self.step = 0
         self.seconds = 0.0
@@ -126,8 +129,8 @@ class Trainer:
 
 def publish(trainer: Trainer, folder: Path, provenance: dict[str, Any]) -> None:
     """Write the checkpoint as transformers lays it out, in bf16, with its tokenizer and `training.json`."""
-    model = EvalsuiteForCausalLM(trainer.model.config)
+    model = EvalsuiteForCausalLM(trainer.config)
     model.load_state_dict(trainer.model.state_dict())
-    model.to(torch.bfloat16).eval().save_pretrained(folder)
-    build_tokenizer(trainer.model.config.max_position_embeddings).save_pretrained(folder)
+    nn.Module.to(model, torch.bfloat16).eval().save_pretrained(folder)
+    build_tokenizer(trainer.config.max_position_embeddings).save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(provenance, indent=1) + "\n")

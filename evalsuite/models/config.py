@@ -1,11 +1,7 @@
 """The configuration of the language model: a pattern string and a few widths."""
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-
-try:  # transformers checks configurations as strict dataclasses
-    from huggingface_hub.dataclasses import strict
-except ImportError:  # pragma: no cover - huggingface_hub before 1.0 has no strict dataclasses
-    from dataclasses import dataclass as strict  # type: ignore[assignment]
 
 LETTERS: dict[str, str] = {
     "F": "full attention without positions (NoPE)",
@@ -34,8 +30,8 @@ LAYER_TYPES = {
 class EvalsuiteConfig(PreTrainedConfig):
     """A stack of mixers, one letter a layer: `pattern="KKKF KKKF"` is Kimi Linear's 3:1 at eight layers.
 
-    Every mixer reads `h + conv(h)` of the normed stream (a residual depthwise convolution of `conv_size` tokens), so that
-    no design owns the previous-token operation; every mixer ends in the same low-rank sigmoid gate.
+    Every mixer reads `h + conv(h)` of the normed stream (a residual depthwise convolution of `conv_size` tokens), so
+    that no design owns the previous-token operation; every mixer ends in the same low-rank sigmoid gate.
     """
 
     model_type = "evalsuite"

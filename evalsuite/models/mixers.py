@@ -4,11 +4,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from evalsuite_kernels import delta_rule, full_attention, lightning_slopes, linear_attention
 from torch import Tensor, nn
 
 from evalsuite.models.cache import KVLayer, Layout, StateLayer
 from evalsuite.models.config import ROPE_FRACTION, EvalsuiteConfig
+from evalsuite_kernels import delta_rule, full_attention, lightning_slopes, linear_attention
 
 
 def wide(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, positions: Tensor, fraction: float, theta: float) -> Tensor:
-    """Rotary positions (Su et al. 2021) on the first `fraction` of each head's dims. x [B, T, H, D], positions [B, T]."""
+    """Rotary positions (Su et al. 2021) on the first `fraction` of each head. x [B, T, H, D], positions [B, T]."""
     dim = int(x.shape[-1] * fraction) // 2 * 2
     if dim == 0:
         return x

@@ -1,10 +1,9 @@
 """The language model: embeddings, blocks of (short convolution, mixer, feed-forward), head; a transformers model."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from evalsuite_kernels import short_convolution
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -12,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from evalsuite.models.cache import HybridCache, KVLayer, Layout, StateLayer
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.mixers import FAMILIES, DecayGate, RMSNorm, wide
+from evalsuite_kernels import short_convolution
 
 CONV_SCALE = 0.5  # taps start in U(-0.5, 0.5): the previous token is readable from the first step on
 
@@ -97,7 +97,7 @@ class EvalsuitePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
     _is_stateful = True  # recurrent states cannot be cropped
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["Block"]  # noqa: RUF012 - transformers declares it so
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,7 +136,7 @@ class EvalsuiteModel(EvalsuitePreTrainedModel):
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed_tokens = value
+        self.embed_tokens = cast(nn.Embedding, value)
 
     def new_cache(self, batch: int) -> HybridCache:
         """An empty cache for `batch` sequences."""
@@ -183,7 +183,7 @@ class EvalsuiteModel(EvalsuitePreTrainedModel):
 class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
     """The language model. `generate`, `save_pretrained` and `from_pretrained` work as transformers documents them."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - as above
 
     def __init__(self, config: EvalsuiteConfig) -> None:
         super().__init__(config)
@@ -237,7 +237,7 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             loss = loss + self.config.router_aux_loss_coef * self.balance()
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)  # type: ignore[arg-type]
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def balance(self) -> Tensor:
         """Sum of the experts' load-balancing losses of the last forward pass; 0 without experts."""

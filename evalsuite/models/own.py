@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import evalsuite_kernels
 import torch
-from evalsuite_kernels.arguments import choose
 from transformers import PreTrainedTokenizerFast
 
+import evalsuite_kernels
 from evalsuite.errors import UserError
 from evalsuite.models import loading
 from evalsuite.models.batching import common_prefix
@@ -18,6 +17,7 @@ from evalsuite.models.decoding import Sampling
 from evalsuite.models.engine import Ask, Engine, Job, Limits
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.records import Completion, Sample
+from evalsuite_kernels.arguments import choose
 
 
 class OwnModel:

@@ -1,8 +1,9 @@
 """The closed-lexicon tokenizer: lexicon words are one token each; any other text falls back to characters and bytes."""
 
-from evalsuite.lexicon import WORDS
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from evalsuite.lexicon import WORDS
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 SPACE = "▁"  # marks the space before a word
@@ -21,7 +22,7 @@ def build_tokenizer(context: int) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, ignore_merges=True, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\n"), "isolated"),
+            pre_tokenizers.Split(Regex(r"\n|<"), "isolated"),  # no text may spell a special token
             pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=True),
         ]
     )

@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 CACHED = 2**17  # elements that a CPU works on at once: what is made from them stays in cache
 
 
+@torch.compiler.disable  # its loop by doubling, unrolled, takes a compiler minutes and gains nothing
 def vector_products(rows: Tensor, keys: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """P_ij = sum_d rows_i,d keys_j,d exp(g_{j+1},d + ... + g_i,d) for j <= i, and 0 for j > i.
 

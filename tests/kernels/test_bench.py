@@ -1,6 +1,7 @@
 """The benchmark runs every operator it names, and says how the implementations compare."""
 
 import pytest
+
 from evalsuite_kernels import bench
 
 

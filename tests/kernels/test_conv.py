@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+
 from evalsuite_kernels import short_convolution
 
 IMPLS = ("reference", "chunked")

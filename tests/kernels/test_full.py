@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from evalsuite_kernels import full_attention
 
 IMPLS = ("reference", "chunked")

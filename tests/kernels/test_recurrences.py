@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+
 from evalsuite_kernels import delta_rule, lightning_slopes, linear_attention, retnet_slopes
 
 GATES = ("none", "head", "scalar", "vector")

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from evalsuite.models.config import LETTERS, EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
-from transformers import AutoConfig, AutoModelForCausalLM
 
 DESIGNS = [*(letter * 2 for letter in LETTERS), "KKKF", "LLLF", "SCSF"]
 

@@ -4,13 +4,13 @@ import math
 from collections import Counter
 
 import pytest
-from evalsuite_tasks.knowledge import ATTRIBUTES, Knowledge, encyclopedia
 from scipy.stats import binomtest, chisquare
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import NAMES, WORDS
 from evalsuite.records import Completion
 from evalsuite.task import Request, Task, Trainable
+from evalsuite_tasks.knowledge import ATTRIBUTES, Knowledge, encyclopedia
 
 TASK = Knowledge()
 TRUTH = {fact[:3]: fact[3] for fact in encyclopedia(1024)}

@@ -5,13 +5,13 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from evalsuite_tasks.multihop import Multihop
 from scipy.stats import binomtest, chisquare, kstest
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import NAMES, WORDS
 from evalsuite.records import Completion, Sample
 from evalsuite.task import Request, Task, Trainable
+from evalsuite_tasks.multihop import Multihop
 
 TASK = Multihop()
 N = 300

@@ -4,12 +4,12 @@ import re
 import time
 
 import pytest
-from evalsuite_tasks.multihop import Multihop
-from evalsuite_tasks.multihop.names import draw, held_out
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import NAMES, WORDS
 from evalsuite.task import Request, generator
+from evalsuite_tasks.multihop import Multihop
+from evalsuite_tasks.multihop.names import draw, held_out
 
 TASK = Multihop()
 ALL = frozenset(NAMES)

@@ -6,12 +6,12 @@ import sys
 from functools import cache
 
 import pytest
-from evalsuite_tasks.multihop import Multihop
-from evalsuite_tasks.multihop.fit import largest
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import FILLER, NAMES, WORDS
 from evalsuite.task import Request, load
+from evalsuite_tasks.multihop import Multihop
+from evalsuite_tasks.multihop.fit import largest
 
 TASK = Multihop()
 SUBTASKS = TASK.subtasks()

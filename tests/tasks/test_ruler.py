@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from evalsuite_tasks.ruler import Ruler, data
-from evalsuite_tasks.ruler.specs import NIAH, TASKS
 from scipy.stats import kstest
 
 from evalsuite.errors import UserError
 from evalsuite.records import Completion
 from evalsuite.task import Request, Task, Trainable
+from evalsuite_tasks.ruler import Ruler, data
+from evalsuite_tasks.ruler.specs import NIAH, TASKS
 
 DATA = os.environ.get("EVALSUITE_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="EVALSUITE_DATA is not set: no SQuAD and HotpotQA")

@@ -4,11 +4,11 @@ import gzip
 import json
 
 import pytest
-from evalsuite_tasks.ruler import Ruler, data
-from evalsuite_tasks.ruler.specs import TASKS
 
 from evalsuite.errors import UserError
 from evalsuite.task import Request
+from evalsuite_tasks.ruler import Ruler, data
+from evalsuite_tasks.ruler.specs import TASKS
 
 
 def test_missing_names_task_and_fix():

@@ -1,11 +1,11 @@
 """RULER's prompts byte for byte, its scorers, counts and averages."""
 
 import pytest
+
+from evalsuite.records import Completion, Sample
 from evalsuite_tasks.ruler import Ruler, prompts, scoring, summary
 from evalsuite_tasks.ruler.needles import DEPTHS, insert
 from evalsuite_tasks.ruler.specs import MAX_NEW, NIAH, TASKS, zeta_counts
-
-from evalsuite.records import Completion, Sample
 
 SINGLE = (
     "A special magic {0} is hidden within the following text. Make sure to memorize it. I will quiz you about the {0} "

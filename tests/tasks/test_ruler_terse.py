@@ -4,15 +4,15 @@ import time
 from collections import Counter, defaultdict
 
 import pytest
-from evalsuite_tasks.ruler import Ruler
-from evalsuite_tasks.ruler.specs import NIAH, TASKS
-from evalsuite_tasks.ruler.terse import TASKS as TERSE
 from scipy.stats import binom, kstest
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import NAMES, WORDS
 from evalsuite.records import Completion
 from evalsuite.task import Request
+from evalsuite_tasks.ruler import Ruler
+from evalsuite_tasks.ruler.specs import NIAH, TASKS
+from evalsuite_tasks.ruler.terse import TASKS as TERSE
 
 KNOWN, NAMED = frozenset(WORDS), frozenset(NAMES)
 ANSWERS = {"niah_multivalue": 4, "niah_multiquery": 4, "vt": 5, "cwe": 10, "fwe": 3}

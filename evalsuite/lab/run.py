@@ -1,0 +1,120 @@
+"""`evalsuite train`: one token stream, and every named design trained on it in turn."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evalsuite.errors import UserError
+from evalsuite.lab.data import Stream, build
+from evalsuite.lab.train import Recipe, Trainer, publish
+from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.presets import pattern_of
+from evalsuite.models.tokenizer import vocabulary
+
+MIXTURE = (
+    ("multihop.graph", 0.55),
+    ("multihop.path", 0.08),
+    ("multihop.chain", 0.04),
+    ("ruler.niah_single_1", 0.04),
+    ("ruler.niah_multikey_1", 0.05),
+    ("ruler.niah_multikey_2", 0.04),
+    ("ruler.niah_multiquery", 0.04),
+    ("ruler.niah_multivalue", 0.03),
+    ("knowledge.cloze", 0.08),
+    ("knowledge.letter", 0.05),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `evalsuite train` was asked for."""
+
+    models: Sequence[str]  # presets or patterns
+    out: Path
+    steps: int = 4000
+    tokens_per_step: int = 4096
+    width: int = 64
+    lr: float = 2e-3
+    seed: int = 0
+    device: str = "auto"
+    context: int = 1024
+    compiled: bool = False  # torch.compile
+
+
+def config_of(name: str, plan: Plan) -> EvalsuiteConfig:
+    """The configuration of a preset or pattern at the plan's width: heads of 32, SwiGLU of 8/3 the width."""
+    heads = plan.width // 32
+    if plan.width % 32 or heads == 0:
+        raise UserError(f"--width {plan.width} is no multiple of 32, the head dim")
+    return EvalsuiteConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=plan.width,
+        pattern=pattern_of(name),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=32,
+        intermediate_size=round(plan.width * 8 / 3 / 16) * 16,
+        max_position_embeddings=plan.context,
+    )
+
+
+def revision() -> str:
+    """The git revision of this source, marked where the tree differs from it; "" outside a repository."""
+    where = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    name = git("rev-parse", "HEAD")
+    return name + ("+changes" if name and git("status", "--porcelain", "--untracked-files=no", "--", ".") else "")
+
+
+def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
+    """Train every model of the plan; returns the checkpoint folders, `OUT/<model>`."""
+    configs = {name: config_of(name, plan) for name in plan.models}  # a wrong name fails before any work
+    device = plan.device if plan.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    stream = Stream(MIXTURE, steps=plan.steps, tokens_per_step=plan.tokens_per_step, seed=plan.seed)
+    recipe = Recipe(lr=plan.lr, seed=plan.seed)
+    data = build(stream, plan.out / "stream")
+    done = []
+    for name, config in configs.items():
+        folder = plan.out / name.replace(" ", "")
+        trainer = Trainer(config, recipe, device, compiled=plan.compiled)
+        trainer.run(stream, data, folder, partial(_say, say, name))
+        publish(trainer, folder, _provenance(stream, recipe, trainer))
+        done.append(folder)
+    return done
+
+
+def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:
+    rate = line["tokens"] / max(line["seconds"], 1e-9)
+    say(
+        f"{name}: step {line['step']:.0f}, {line['tokens'] / 1e6:.1f}M tokens, loss {line['loss']:.3f}, "
+        f"right {line['accuracy']:.3f}, {rate:,.0f} tokens/s"
+    )
+
+
+def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
+    return {
+        "wording": "terse",
+        "command": " ".join(["evalsuite", *sys.argv[1:]]),
+        "revision": revision(),
+        "seed": recipe.seed,
+        "tokens": trainer.step * stream.tokens_per_step,
+        "seconds": round(trainer.seconds),
+        "device": trainer.device if trainer.device == "cpu" else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "recipe": asdict(recipe),
+        "stream": asdict(stream),
+        "history": trainer.history,
+    }
