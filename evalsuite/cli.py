@@ -71,7 +71,7 @@ def compare(
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 - each option is one parameter of a verb
     *,
     model: Annotated[list[str], typer.Option("--model", "-m", help="Presets or patterns such as 'KKKF KKKF'; a,b,c.")],
     out: Annotated[str, typer.Option(help="Folder of the token stream and the checkpoints.")] = "checkpoints",

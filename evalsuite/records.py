@@ -14,8 +14,8 @@ class Sample:
     """One question, complete: nothing else is needed to ask it or to score it.
 
     `prompt` is the user's turn and `answer_prefix` the beginning of the answer; a plain language model reads them
-    joined. With `choices`, the answer is the choice of highest log-likelihood; without, it is generated greedily until one of
-    `stop` or `max_new_tokens`.
+    joined. With `choices`, the answer is the choice of highest log-likelihood; without, it is generated greedily until
+    one of `stop` or `max_new_tokens`.
     """
 
     id: str  # "multihop/graph/2048/facts=32,hops=4/17": stable for ever, whatever --limit or task order

@@ -1,0 +1,145 @@
+"""The trainer: it learns, it is deterministic, and an interrupted run ends in the same weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evalsuite.errors import UserError
+from evalsuite.lab.data import IGNORE, Stream, build
+from evalsuite.lab.run import Plan, config_of, train
+from evalsuite.lab.train import Recipe, Trainer, publish
+from evalsuite.models import load
+from evalsuite.models.config import EvalsuiteConfig
+
+STREAM = Stream((("knowledge.cloze", 1.0),), lengths=((64, 1.0),), steps=30, tokens_per_step=256)
+RECIPE = Recipe(lr=5e-3, warmup=5, bf16=False)
+
+
+def config(pattern: str = "KF") -> EvalsuiteConfig:
+    return config_of(pattern, Plan((pattern,), Path(), width=32))
+
+
+def quiet(_: dict[str, float]) -> None:
+    pass
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
+    data = build(STREAM, tmp_path / "data")
+    runs = []
+    for i, seed in enumerate((0, 0, 1)):
+        trainer = Trainer(config(), Recipe(lr=5e-3, warmup=5, bf16=False, seed=seed))
+        trainer.run(STREAM, data, tmp_path / str(i), quiet)
+        runs.append(weights(trainer))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(STREAM, tmp_path / "data")
+    whole = Trainer(config(), RECIPE)
+    whole.run(STREAM, data, tmp_path / "whole", quiet)
+
+    first = Trainer(config(), RECIPE)
+    update, count = first._update, 0
+
+    def dying(*args: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 14:
+            raise Killed
+        if count == 11:
+            first.save(tmp_path / "part")
+        return update(*args)
+
+    monkeypatch.setattr(first, "_update", dying)
+    with pytest.raises(Killed):
+        first.run(STREAM, data, tmp_path / "part", quiet)
+    again = Trainer(config(), RECIPE)
+    again.run(STREAM, data, tmp_path / "part", quiet)
+    assert equal(weights(again), weights(whole))
+
+
+def test_true_labels_are_learned_and_shuffled_ones_are_not(tmp_path: Path) -> None:
+    stream = Stream((("knowledge.cloze", 1.0),), lengths=((256, 1.0),), steps=150, tokens_per_step=2048)
+    losses = {}
+    for kind in ("true", "shuffled"):
+        data = build(stream, tmp_path / kind)
+        if kind == "shuffled":
+            labels = np.load(data / "labels.npy")
+            asked = labels != IGNORE
+            labels[asked] = np.random.default_rng(0).permutation(labels[asked])
+            np.save(data / "labels.npy", labels)
+        lines: list[dict[str, float]] = []
+        trainer = Trainer(config_of("FF", Plan(("FF",), Path(), width=64)), Recipe(lr=1e-2, warmup=10, bf16=False))
+        trainer.run(stream, data, tmp_path / f"{kind}-out", lines.append)
+        losses[kind] = lines[-1]["loss"]
+    assert losses["true"] < 4.0
+    assert losses["shuffled"] > 5.0  # the values' frequencies are all that is left to learn
+
+
+def test_train_ships_a_checkpoint_that_answers(tmp_path: Path) -> None:
+    said: list[str] = []
+    folders = train(Plan(("KF", "conv-only"), tmp_path, steps=2, tokens_per_step=512, width=32), said.append)
+    assert [folder.name for folder in folders] == ["KF", "conv-only"]
+    assert any("tokens/s" in line for line in said)
+    for folder in folders:
+        model = load(str(folder))
+        assert model.wording == "terse"
+        made = json.loads((folder / "training.json").read_text())
+        assert made["tokens"] == 1024
+        assert made["command"]
+    streams = [json.loads((folder / "training.json").read_text())["stream"] for folder in folders]
+    assert streams[0] == streams[1]
+
+
+def test_publish_rounds_to_bf16_and_nothing_else(tmp_path: Path) -> None:
+    trainer = Trainer(config(), RECIPE)
+    publish(trainer, tmp_path, {"wording": "terse"})
+    model = load(str(tmp_path))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name].float(), value.bfloat16().float())
+
+
+@pytest.mark.parametrize(("name", "message"), [("hybrid-kdaa", "hybrid-kda"), ("KKX", "unknown model")])
+def test_an_unknown_design_fails_before_any_work(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(Plan(("full", name), tmp_path / "out"), print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
+    recipe = Recipe(warmup=10, cooldown=0.4)
+    rates = [recipe.rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:61] == [1.0] * 52
+    assert rates[-1] == pytest.approx(1 / 40)
+    assert all(a >= b for a, b in zip(rates[60:], rates[61:], strict=False))
+
+
+def test_every_preset_has_the_same_size_within_a_quarter() -> None:
+    """Patterns share one width here; parameter matching belongs to the equal-budget lab."""
+    from evalsuite.models.modeling import EvalsuiteForCausalLM
+    from evalsuite.models.presets import PRESETS
+
+    sizes = {}
+    for name in PRESETS:
+        with torch.device("meta"):
+            sizes[name] = sum(
+                p.numel() for p in EvalsuiteForCausalLM(config_of(name, Plan((name,), Path()))).parameters()
+            )
+    assert all(0.75 < size / sizes["full"] < 1.25 for name, size in sizes.items() if name != "conv-only")
