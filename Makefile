@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := --model hybrid-kda,full,hybrid-lightning --tasks multihop,ruler,knowledge
 
-.PHONY: demo test lint format
+.PHONY: demo test lint format checkpoints
+
+ZOO := full hybrid-kda hybrid-lightning
 
 demo: $(READY)  ## the main job: three designs side by side, in a few minutes without a GPU
 	$(BIN)/evalsuite run $(DEMO) --lengths 256,512 --limit 60 --out runs/demo
@@ -17,6 +19,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+checkpoints: $(READY)  ## train the demo's designs on one token stream; goes on where it stopped
+	$(BIN)/evalsuite train $(ZOO:%=--model %) --steps 6000 --lr 3e-3 --compile --out checkpoints
+	for name in $(ZOO); do mkdir -p evalsuite/zoo/$$name; \
+	  cp checkpoints/$$name/*.json checkpoints/$$name/*.safetensors evalsuite/zoo/$$name/; done
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

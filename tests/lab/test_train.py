@@ -1,6 +1,7 @@
 """The trainer: it learns, it is deterministic, and an interrupted run ends in the same weights."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None
     assert not equal(runs[0], runs[2])
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -61,13 +62,13 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
         nonlocal count
         count += 1
         if count == 14:
-            raise Killed
+            raise KilledError
         if count == 11:
             first.save(tmp_path / "part")
         return update(*args)
 
     monkeypatch.setattr(first, "_update", dying)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         first.run(STREAM, data, tmp_path / "part", quiet)
     again = Trainer(config(), RECIPE)
     again.run(STREAM, data, tmp_path / "part", quiet)
@@ -128,7 +129,7 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:61] == [1.0] * 52
     assert rates[-1] == pytest.approx(1 / 40)
-    assert all(a >= b for a, b in zip(rates[60:], rates[61:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[60:]))
 
 
 def test_every_preset_has_the_same_size_within_a_quarter() -> None:
@@ -139,7 +140,6 @@ def test_every_preset_has_the_same_size_within_a_quarter() -> None:
     sizes = {}
     for name in PRESETS:
         with torch.device("meta"):
-            sizes[name] = sum(
-                p.numel() for p in EvalsuiteForCausalLM(config_of(name, Plan((name,), Path()))).parameters()
-            )
+            model = EvalsuiteForCausalLM(config_of(name, Plan((name,), Path())))
+        sizes[name] = sum(p.numel() for p in model.parameters())
     assert all(0.75 < size / sizes["full"] < 1.25 for name, size in sizes.items() if name != "conv-only")
