@@ -239,16 +239,22 @@ def _families(
     return tuple(result)
 
 
+def _measured(run: Run, row: Row) -> bool:
+    """Whether the answer's length is known beforehand: a terse answer ends at max_new_tokens because it is whole."""
+    return run.meta["tasks"].get(row["task"].partition(".")[0], {}).get("wording") == "terse"
+
+
 def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]) -> Column:
     errors = Counter(row["error"] or "unknown error" for row in run.rows if row["finish"] == "error" or row["error"])
-    truncated = Counter(row["task"] for row in run.rows if row["finish"] == "length")
+    cut = [row for row in run.rows if row["finish"] == "length" and not _measured(run, row)]
+    truncated = Counter(row["task"] for row in cut)
     timings = run.timings
     return Column(
         name=names[position],
         n=len(run.rows),
         errors=dict(errors.most_common()),
         truncated=dict(truncated.most_common()),
-        spoiled=sum(row["finish"] == "length" and row["score"] < 1 for row in run.rows),
+        spoiled=sum(row["score"] < 1 for row in cut),
         missing=run.meta["missing"],
         finished=(run.folder / "summary.json").exists() and not any(run.folder.glob("samples-*.jsonl")),
         unreadable=run.unreadable,

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from evalsuite.store import Row
 
+WARM = 3.0  # seconds before a rate tells anything of the time left
+
 
 class Reporter(Protocol):
     """Told of every stored sample."""
@@ -75,7 +77,7 @@ class _Tally:
 
     @property
     def left(self) -> str:
-        if not self.answered:
+        if not self.answered or time.monotonic() - self.started < WARM:
             return "?"
         seconds = (time.monotonic() - self.started) / self.answered * max(self.total - self.done, 0)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -166,13 +166,16 @@ def test_family_means_take_the_tasks_that_all_have() -> None:
 def test_errors_and_cut_answers_are_shown() -> None:
     rows = [row("knowledge", i, False, finish="error") for i in range(3)]
     rows += [row("knowledge", i, i > 4, finish="length") for i in range(3, 10)]
-    run = make("full", rows)
+    natural = {"knowledge": {"subtasks": [], "seed": 0, "wording": "natural"}}
+    run = make("full", rows, tasks=natural)
     run.unreadable = 2
     text = table.as_markdown(compare.compare([run]))
     assert lines(text, "ERRORS full: 3 of 10 samples count as wrong: server said no")
     assert lines(text, "full: 7 answers ended at max_new_tokens, 2 of them wrong (knowledge 7)")
     assert lines(text, "UNREADABLE full: 2 damaged lines")
     assert lines(text, "UNFINISHED full: 10 samples so far")
+    terse = table.as_markdown(compare.compare([make("full", rows)]))
+    assert "max_new_tokens" not in terse  # a terse answer is as long as was asked, and whole
 
 
 def test_for_machines() -> None:
