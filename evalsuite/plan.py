@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,20 +51,25 @@ class Plan:
     def samples(self, count: Count) -> Iterator[tuple[Item, Sample]]:
         """Build the samples one by one, fitted with the model's token `count`.
 
-        A cell that turns out to be impossible (UserError) joins `missing`; an IndexError says that a cell has no more
-        questions. Raises UserError where two samples of a task have the same id.
+        A question that cannot be made (UserError) is counted in `missing` under its cell; an IndexError says that a
+        cell has no more questions, which `missing` says too. Raises UserError where two samples of a task share an id.
         """
         ended: set[int] = set()
+        skipped: Counter[int] = Counter()
         seen: dict[tuple[str, str], Item] = {}
         for item in self.items:
             if id(item.cell) in ended:
                 continue
             try:
                 sample = item.task.sample(item.cell, item.index, item.request, count)
-            except (IndexError, UserError) as error:
+            except IndexError:
                 ended.add(id(item.cell))
-                if isinstance(error, UserError) or item.index == 0:
-                    self.missing[describe(item.cell)] = str(error) or "it has no questions"
+                self.missing[describe(item.cell)] = f"it has {item.index} of {self.selection.limit} questions, no more"
+                continue
+            except UserError as error:  # this question alone: the next may be shorter
+                skipped[id(item.cell)] += 1
+                out = f"{skipped[id(item.cell)]} of {self.selection.limit} questions"
+                self.missing[describe(item.cell)] = f"{out}: {error}"
                 continue
             key = (sample.task, sample.id)
             if key in seen:
@@ -170,7 +176,7 @@ def _setting(text: str, families: Mapping[str, Task]) -> tuple[str, str, tuple[F
     known = task.knobs()
     if knob not in known:
         raise unknown(f"knob of {family}", knob, known)
-    return owner, knob, tuple(_value(text, v.strip(), known[knob]) for v in values.split(","))
+    return owner, knob, tuple(dict.fromkeys(_value(text, v.strip(), known[knob]) for v in values.split(",")))
 
 
 def _value(setting: str, text: str, defaults: tuple[Facet, ...]) -> Facet:

@@ -54,6 +54,9 @@ def run(
         finally:
             reporter.end()
         store.remember_missing(plan.missing)
+        if plan.missing and not store.done:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.missing.items())
+            raise UserError(f"no question could be made for {model.name}: {reasons}")
         result = read(store.folder)
         store.finish(result.rows, compare.summary(result))
     over = _over_context(result.rows, plan, model)

@@ -53,10 +53,13 @@ def run(asked: Asked) -> None:
     )
     if asked.wording and asked.wording not in WORDINGS:
         raise unknown("wording", asked.wording, WORDINGS)
+    specs = split_models(asked.models)
+    for spec in specs:  # the last name is wrong at once, not after the first has run for hours
+        models.check(spec)
     reporter = progress.reporter(Console(stderr=True))
     done: dict[str, Run] = {}
     over: list[runner.OverContextError] = []
-    for spec in split_models(asked.models):
+    for spec in specs:
         model = models.load(spec, device=asked.device)
         if model.name in done:
             raise UserError(f"two of the models are called {model.name!r}; run them with different --out")

@@ -169,3 +169,13 @@ def test_live_progress() -> None:
             live.add(ROW)
             live.end()
         live.end()
+
+
+def test_a_wrong_name_among_models_fails_before_the_first_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt second model must not show after hours of the first."""
+    from evalsuite import models
+
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("nothing may be loaded"))
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(UserError, match="unknown model 'nope'"):
+        verbs.run(verbs.Asked([f"{tmp_path}/checkpoint,nope"], ["knowledge"], out=str(tmp_path / "runs")))

@@ -42,6 +42,8 @@ class Walk:
             raise UserError("99 hops do not fit")
         if cell.facets["hops"] == 3 and index >= 2:
             raise IndexError(index)
+        if cell.facets["hops"] == 5 and index % 2 == 0:
+            raise UserError("this one is too long")
         text = str(generator(cell.task, cell.facets["facts"], request.seed, index).random())
         return Sample(sample_id(cell.task, cell.facets, index), cell.task, text, ("x",))
 
@@ -90,8 +92,10 @@ def test_what_cannot_be_made_is_said() -> None:
     samples = list(build(made))
     assert made.missing == {
         "walk.essays": "no essays here",
-        "walk.graph (facts=8, hops=99, length=512)": "99 hops do not fit",
-        "walk.path (facts=8, hops=99, length=512)": "99 hops do not fit",
+        "walk.graph (facts=8, hops=3, length=512)": "it has 2 of 4 questions, no more",
+        "walk.path (facts=8, hops=3, length=512)": "it has 2 of 4 questions, no more",
+        "walk.graph (facts=8, hops=99, length=512)": "4 of 4 questions: 99 hops do not fit",
+        "walk.path (facts=8, hops=99, length=512)": "4 of 4 questions: 99 hops do not fit",
     }
     assert len(samples) == 2 * (4 + 2)
     with pytest.raises(UserError, match=r"nothing to ask: walk\.essays: no essays here"):
@@ -139,3 +143,14 @@ def test_lengths() -> None:
     for wrong in ("0", "-1", "1.5k", "4kb", "k"):
         with pytest.raises(UserError, match="no number of tokens"):
             plan.parse_lengths(wrong)
+
+
+def test_one_question_that_does_not_fit_takes_no_other_with_it() -> None:
+    made = plan.make(plan.select(["walk.graph"], limit=5, settings=["walk.hops=5"]), "natural")
+    assert [sample.id.rpartition("/")[2] for sample in build(made)] == ["1", "3"]
+    assert made.missing == {"walk.graph (facts=8, hops=5, length=512)": "3 of 5 questions: this one is too long"}
+
+
+def test_a_value_given_twice_is_asked_once() -> None:
+    made = plan.make(plan.select(["walk.graph"], limit=2, settings=["walk.hops=1,1"]), "natural")
+    assert len(list(build(made))) == 2

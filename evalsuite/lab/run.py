@@ -1,8 +1,11 @@
 """`evalsuite train`: one token stream, and every named design trained on it in turn."""
 
+import fcntl
+import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -81,18 +84,51 @@ def revision() -> str:
 def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
     """Train every model of the plan; returns the checkpoint folders, `OUT/<model>`."""
     configs = {name: config_of(name, plan) for name in plan.models}  # a wrong name fails before any work
+    _check(plan)
     device = plan.device if plan.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     stream = Stream(MIXTURE, steps=plan.steps, tokens_per_step=plan.tokens_per_step, seed=plan.seed)
     recipe = Recipe(lr=plan.lr, seed=plan.seed)
-    data = build(stream, plan.out / "stream")
+    with locked(plan.out):
+        data = build(stream, plan.out / "stream")
     done = []
     for name, config in configs.items():
         folder = plan.out / name.replace(" ", "")
-        trainer = Trainer(config, recipe, device, compiled=plan.compiled)
-        trainer.run(stream, data, folder, partial(_say, say, name))
-        publish(trainer, folder, _provenance(stream, recipe, trainer))
+        with locked(folder):
+            trainer = Trainer(config, recipe, device, compiled=plan.compiled)
+            trainer.run(stream, data, folder, partial(_say, say, name))
+            publish(trainer, folder, _provenance(stream, recipe, trainer))
         done.append(folder)
     return done
+
+
+def _check(plan: Plan) -> None:
+    if plan.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {plan.steps}")
+    longest = max(length for length, _ in Stream(MIXTURE).lengths)
+    if plan.tokens_per_step < longest or plan.tokens_per_step % longest:
+        raise UserError(f"--tokens must be a multiple of {longest}, the longest row, not {plan.tokens_per_step}")
+    if not 0 < plan.lr < math.inf:
+        raise UserError(f"--lr must be a positive number, not {plan.lr}")
+    try:
+        torch.device("cpu" if plan.device == "auto" else plan.device)
+    except RuntimeError as error:
+        raise UserError(f"--device {plan.device!r} is none; use cpu, cuda or auto") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder, made where it is missing; the lock goes with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the block ends
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; take another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait for it, or take another --out") from None
+        yield
 
 
 def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evalsuite.errors import UserError
 from evalsuite.lab.data import IGNORE, Stream, batches
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
@@ -74,6 +75,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Everything needed to go on, put in place at once."""
         state = {
+            "made": self._made(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -84,10 +86,19 @@ class Trainer:
         torch.save(state, part)
         os.replace(part, folder / "trainer.pt")
 
+    def _made(self) -> dict[str, Any]:
+        """What a run's weights depend on beside its stream: a checkpoint of another making is never gone on with."""
+        widths = ("vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size")
+        return {**{name: getattr(self.config, name) for name in widths}, **asdict(self.recipe)}
+
     def resume(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`, if there is one."""
         if (folder / "trainer.pt").exists():
             state = torch.load(folder / "trainer.pt", map_location=self.device, weights_only=True)
+            then, now = state["made"], self._made()
+            differ = [f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
+            if differ:
+                raise UserError(f"{folder} holds another run ({'; '.join(differ)}); take another --out")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]

@@ -39,6 +39,30 @@ def shipped(preset: str) -> bool:
     return (ZOO / preset / "config.json").is_file()
 
 
+def check(spec: str) -> None:
+    """Raise load()'s UserError for a name that does not exist, before anything heavy is imported or run."""
+    if spec.partition(":")[0] in {entry.name for entry in entry_points(group=GROUP)}:
+        return
+    _folder(spec)
+
+
+def _folder(spec: str) -> Path:
+    """The checkpoint folder of a preset, or the folder itself."""
+    if spec in PRESETS:
+        if not shipped(spec):
+            raise UserError(
+                f"preset {spec!r} has no shipped checkpoint; train it with `evalsuite train --model {spec}` "
+                "or give a checkpoint folder"
+            )
+        return ZOO / spec
+    folder = Path(spec).expanduser()
+    if folder.is_file():
+        raise UserError(f"{spec} is a file; give the checkpoint folder that holds it")
+    if not spec or not folder.is_dir():
+        raise unknown("model", spec, [listed.name for listed in names()])
+    return folder
+
+
 def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 2**30) -> Model:
     """The model that `spec` names: a plugin `NAME[:ARGS]`, a preset with a checkpoint, or a checkpoint folder.
 
@@ -52,19 +76,7 @@ def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 
             if not isinstance(model, Model):
                 raise UserError(f"plugin {name!r} ({entry.value}) returns no evalsuite.models.base.Model")
             return model
-    if spec in PRESETS:
-        if not shipped(spec):
-            raise UserError(
-                f"preset {spec!r} has no shipped checkpoint; train it with `evalsuite train --model {spec}` "
-                "or give a checkpoint folder"
-            )
-        folder = ZOO / spec
-    else:
-        folder = Path(spec).expanduser()
-        if folder.is_file():
-            raise UserError(f"{spec} is a file; give the checkpoint folder that holds it")
-        if not spec or not folder.is_dir():
-            raise unknown("model", spec, [listed.name for listed in names()])
+    folder = _folder(spec)
     from evalsuite.models.engine import Limits
     from evalsuite.models.own import open_checkpoint
 

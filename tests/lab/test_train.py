@@ -1,8 +1,10 @@
 """The trainer: it learns, it is deterministic, and an interrupted run ends in the same weights."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from evalsuite.errors import UserError
 from evalsuite.lab.data import IGNORE, Stream, build
-from evalsuite.lab.run import Plan, config_of, train
+from evalsuite.lab.run import Plan, config_of, locked, train
 from evalsuite.lab.train import Recipe, Trainer, publish
 from evalsuite.models import load
 from evalsuite.models.config import EvalsuiteConfig
@@ -143,3 +145,47 @@ def test_every_preset_has_the_same_size_within_a_quarter() -> None:
             model = EvalsuiteForCausalLM(config_of(name, Plan((name,), Path())))
         sizes[name] = sum(p.numel() for p in model.parameters())
     assert all(0.75 < size / sizes["full"] < 1.25 for name, size in sizes.items() if name != "conv-only")
+
+
+def test_another_recipe_or_width_never_goes_on_with_a_run(tmp_path: Path) -> None:
+    plan = Plan(("conv-only",), tmp_path, steps=2, tokens_per_step=512, width=32)
+    train(plan, quiet_text)
+    for changes, message in (({"lr": 0.5}, "lr: 0.002 -> 0.5"), ({"width": 64}, "hidden_size: 32 -> 64")):
+        with pytest.raises(UserError, match=message):
+            train(replace(plan, **changes), quiet_text)
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="another process is training"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"steps": -5}, "--steps must be at least 1"),
+        ({"tokens_per_step": 100}, "multiple of 512"),
+        ({"tokens_per_step": 768}, "multiple of 512"),
+        ({"lr": float("nan")}, "--lr must be a positive number"),
+        ({"lr": -1.0}, "--lr must be a positive number"),
+        ({"device": "foo"}, "use cpu, cuda or auto"),
+        ({"width": 33}, "multiple of 32"),
+    ],
+)
+def test_impossible_numbers_are_refused_before_any_work(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(replace(Plan(("full",), tmp_path / "out"), **changes), quiet_text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        train(Plan(("full",), tmp_path / "file" / "x"), quiet_text)
+
+
+def quiet_text(_: str) -> None:
+    pass
