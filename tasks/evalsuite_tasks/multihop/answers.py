@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from evalsuite.lexicon import NAMES
 
 _ALL = frozenset(NAMES)
-_MARKER = re.compile(r"answer(?:\s+is)?\s*[:=]?", re.IGNORECASE)
+_MARKER = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:not|cannot|never|neither)\b|n't\b", re.IGNORECASE)
 
 
 def _line(text: str, cot: bool) -> str:
@@ -26,9 +27,10 @@ def _names(text: str, given: Collection[str] = ()) -> list[str]:
 
 
 def one_name(text: str, given: Collection[str] = (), *, cot: bool = False) -> str:
-    """The name that is the answer; "" where there is none, or more than one beside the given."""
-    found = _names(_line(text, cot), given)
-    return found[0] if len(found) == 1 else ""
+    """The name that is the answer; "" where there is none, more than one beside the given, or where it is denied."""
+    line = _line(text, cot)
+    found = _names(line, given)
+    return found[0] if len(found) == 1 and not _DENIAL.search(line) else ""
 
 
 def one_digit(text: str, *, cot: bool = False) -> str:
