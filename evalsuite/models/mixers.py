@@ -60,6 +60,15 @@ class Mixer(nn.Module):
         o = self.mix(x, layout).flatten(-2)
         return self.o_proj(o * torch.sigmoid(self.gate_up(self.gate_down(x))))
 
+    @torch.no_grad()
+    def match(self) -> None:
+        """Start with keys equal to queries, so that like finds like from the first step on (mimetic initialisation,
+        Trockman & Kolter 2023, arXiv 2305.09828). Look-ups are learned from less than half the tokens."""
+        q_proj, k_proj = getattr(self, "q_proj", None), getattr(self, "k_proj", None)
+        if isinstance(q_proj, nn.Linear) and isinstance(k_proj, nn.Linear):
+            q, k = q_proj.weight.unflatten(0, (self.heads, -1)), k_proj.weight
+            k.copy_(q[:: q.shape[1] * self.heads // len(k)].flatten(0, 1))
+
     def mix(self, x: Tensor, layout: Layout) -> Tensor:
         """x [B, T, hidden] -> o [B, T, heads, head_dim]."""
         raise AssertionError("a family defines its own mix")

@@ -111,15 +111,12 @@ class EvalsuitePreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
         elif isinstance(module, DecayGate):
             module.reset_decay()
-        elif isinstance(module, SwiGLU):
-            nn.init.zeros_(module.down_proj.weight)
         elif isinstance(module, Block):
             nn.init.uniform_(module.conv, -CONV_SCALE, CONV_SCALE)
             nn.init.zeros_(module.mixer.o_proj.weight)
+            module.mixer.match()  # here, because transformers passes over modules without parameters of their own
         elif hasattr(module, "skip") and isinstance(module.skip, nn.Parameter):
             nn.init.ones_(module.skip)
-        if isinstance(module, EvalsuiteForCausalLM):
-            nn.init.zeros_(module.lm_head.weight)
 
 
 class EvalsuiteModel(EvalsuitePreTrainedModel):
