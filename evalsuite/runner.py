@@ -97,7 +97,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "time": now,
         "command": shlex.join(sys.argv),
         "versions": _versions(),
-        "revision": _revision(),
+        "revision": revision(),
     }
     return {
         "format": FORMAT,
@@ -228,7 +228,7 @@ def _versions() -> Mapping[str, str]:
     return found
 
 
-def _revision() -> str:
+def revision() -> str:
     """Git revision of the source tree that runs, `+` where it was edited; "" for an installed package."""
     git = ["git", "-C", str(Path(evalsuite.__file__).parent)]
     try:

@@ -2,7 +2,6 @@
 
 import fcntl
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from evalsuite.lab.train import Recipe, Trainer, publish
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.presets import pattern_of
 from evalsuite.models.tokenizer import vocabulary
+from evalsuite.runner import revision
 
 MIXTURE = (
     ("multihop.graph", 0.55),
@@ -65,20 +65,6 @@ def config_of(name: str, plan: Plan) -> EvalsuiteConfig:
         intermediate_size=round(plan.width * 8 / 3 / 16) * 16,
         max_position_embeddings=plan.context,
     )
-
-
-def revision() -> str:
-    """The git revision of this source, marked where the tree differs from it; "" outside a repository."""
-    where = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        try:
-            return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    name = git("rev-parse", "HEAD")
-    return name + ("+changes" if name and git("status", "--porcelain", "--untracked-files=no", "--", ".") else "")
 
 
 def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
