@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,21 @@ from evalsuite.models.tokenizer import vocabulary
 from evalsuite.runner import revision
 
 MIXTURE = (
-    ("multihop.graph", 0.55),
-    ("multihop.path", 0.08),
+    ("multihop.graph", 0.46),
+    ("multihop.path", 0.06),
     ("multihop.chain", 0.04),
-    ("ruler.niah_single_1", 0.04),
-    ("ruler.niah_multikey_1", 0.05),
-    ("ruler.niah_multikey_2", 0.04),
-    ("ruler.niah_multiquery", 0.04),
+    ("multihop.binding", 0.03),
+    ("multihop.callchain", 0.03),
+    ("ruler.niah_single_1", 0.02),
+    ("ruler.niah_multikey_1", 0.03),
+    ("ruler.niah_multikey_2", 0.03),
     ("ruler.niah_multivalue", 0.03),
-    ("knowledge.cloze", 0.08),
-    ("knowledge.letter", 0.05),
+    ("ruler.niah_multiquery", 0.03),
+    ("ruler.vt", 0.03),
+    ("ruler.cwe", 0.02),
+    ("ruler.fwe", 0.02),
+    ("knowledge.cloze", 0.09),
+    ("knowledge.letter", 0.08),
 )
 
 
@@ -75,7 +81,7 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
     stream = Stream(MIXTURE, steps=plan.steps, tokens_per_step=plan.tokens_per_step, seed=plan.seed)
     recipe = Recipe(lr=plan.lr, seed=plan.seed)
     with locked(plan.out):
-        data = build(stream, plan.out / "stream")
+        data = build(stream, plan.out / "stream", workers=os.cpu_count() or 1)
     done = []
     for name, config in configs.items():
         folder = plan.out / name.replace(" ", "")

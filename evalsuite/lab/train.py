@@ -42,19 +42,22 @@ class Recipe:
 
 def loss_of(model: EvalsuiteForCausalLM, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy over the labelled positions of `[B, T]`, and the share of them predicted right."""
-    hidden = model.model(ids)
-    at = labels != IGNORE
-    logits = model.lm_head(hidden[at]).float()
-    loss = F.cross_entropy(logits, labels[at]) + model.config.router_aux_loss_coef * model.balance()
-    return loss, (logits.argmax(-1) == labels[at]).float().mean()
+    hidden, labels = model.model(ids).flatten(0, 1), labels.flatten()
+    if not labels.is_cuda:  # spares a CPU the other positions; on a GPU their number would have to be waited for
+        at = labels != IGNORE
+        hidden, labels = hidden[at], labels[at]
+    logits = model.lm_head(hidden).float()
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE) + model.config.router_aux_loss_coef * model.balance()
+    return loss, (logits.argmax(-1) == labels).sum() / (labels != IGNORE).sum()
 
 
-def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
+def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe, *, replayed: bool = False) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone; `replayed` where a CUDA graph will hold its step."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8)
+    lr = torch.tensor(recipe.lr, device=model.device) if replayed else recipe.lr
+    return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, eps=1e-8, fused=replayed, capturable=replayed)
 
 
 class Trainer:
@@ -67,7 +70,11 @@ class Trainer:
         if compiled:
             self.model.model.compile(dynamic=False)
         self.config, self.recipe, self.device = config, recipe, device
-        self.optimizer = optimizer_of(self.model, recipe)
+        # on a GPU a step of a small model is thousands of short kernels: recorded once, they start without Python;
+        # experts are chosen by shapes that a recording cannot hold
+        self.replayed = torch.device(device).type == "cuda" and not config.num_experts
+        self.optimizer = optimizer_of(self.model, recipe, replayed=self.replayed)
+        self.graphs: dict[torch.Size, Recorded] = {}
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -100,7 +107,10 @@ class Trainer:
             if differ:
                 raise UserError(f"{folder} holds another run ({'; '.join(differ)}); take another --out")
             self.model.load_state_dict(state["model"])
+            groups = [dict(group) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, groups, strict=True):  # it may come from a CPU
+                group.update({name: own[name] for name in ("lr", "fused", "capturable")})
             self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def run(self, stream: Stream, data: Path, out: Path, report: Callable[[dict[str, float]], None]) -> None:
@@ -125,17 +135,56 @@ class Trainer:
         self.save(out)
 
     def _update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy(ids.astype(np.int64)).to(self.device)
-        y = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * rate
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bf16):
-            loss, accuracy = loss_of(self.model, x, y)
+            if self.replayed:
+                group["lr"].fill_(self.recipe.lr * rate)
+            else:
+                group["lr"] = self.recipe.lr * rate
+        x, y = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
+        if not self.replayed:
+            return self._step(x.to(self.device), y.to(self.device))
+        if x.shape not in self.graphs:
+            self.graphs[x.shape] = Recorded(self._step, x.shape, self.device)
+        return self.graphs[x.shape](x, y)
+
+    def _step(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            loss, accuracy = loss_of(self.model, ids, labels)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         return loss.detach(), accuracy
+
+
+class Recorded:
+    """A training step as a CUDA graph, for batches of one shape. Its first calls run as they are, to warm up."""
+
+    WARM = 3
+
+    def __init__(self, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], shape: torch.Size, device: str) -> None:
+        self.step, self.calls = step, 0
+        self.ids = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.labels = torch.zeros_like(self.ids)
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        self.result: tuple[Tensor, Tensor]
+
+    def __call__(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The step's loss and accuracy; on a replay, in memory that the next one overwrites."""
+        self.ids.copy_(ids)
+        self.labels.copy_(labels)
+        self.calls += 1
+        if self.calls <= self.WARM:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.result = self.step(self.ids, self.labels)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return self.result
+        if self.calls == self.WARM + 1:
+            with torch.cuda.graph(self.graph, stream=self.stream):  # records, and runs nothing
+                self.result = self.step(self.ids, self.labels)
+        self.graph.replay()
+        return self.result
 
 
 def publish(trainer: Trainer, folder: Path, provenance: dict[str, Any]) -> None:

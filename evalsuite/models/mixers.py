@@ -196,7 +196,7 @@ class LinearMixer(Recurrent):
         scale = 1.0 if self.letter in "LM" else None
         skip: Tensor | None = None
         if self.letter == "L":
-            g = lightning_slopes(self.heads, self.layer, self.layers).to(x.device)
+            g = lightning_slopes(self.heads, self.layer, self.layers, x.device)
         elif self.letter == "A":  # Yang et al. 2024: sigmoid to the power 1/16
             g = F.logsigmoid(self.split(wide(self.decay(x)), self.heads)) / 16
         else:

@@ -58,7 +58,7 @@ def linear_attention(  # noqa: PLR0913 - the published operators take these, and
     return o, state if output_final_state else None
 
 
-def lightning_slopes(heads: int, layer: int, layers: int) -> Tensor:
+def lightning_slopes(heads: int, layer: int, layers: int, device: torch.device | None = None) -> Tensor:
     """Log decays [heads] of Lightning attention as in MiniMax-01 (arXiv:2501.08313): ALiBi's slopes, fading with depth.
 
     g_h = -2^(-8 (h + 1) / heads) (1 - layer / (layers - 1 + 1e-5) + 1e-5), layer counted from 0. Use with scale=1.0.
@@ -66,7 +66,8 @@ def lightning_slopes(heads: int, layer: int, layers: int) -> Tensor:
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} is not one of {layers} layers, counted from 0")
     depth = 1 - layer / (layers - 1 + 1e-5) + 1e-5
-    return torch.tensor([-(2.0 ** (-8 * (h + 1) / heads)) * depth for h in range(heads)])
+    head = torch.arange(1, heads + 1, dtype=torch.float64, device=device)  # made there: a copy would stop a CUDA graph
+    return (-depth * torch.exp2(-8 * head / heads)).float()
 
 
 def retnet_slopes(heads: int) -> Tensor:
