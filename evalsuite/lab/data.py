@@ -80,8 +80,10 @@ def step_tokens(stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
 
 
-def _steps(stream: Stream, steps: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [step_tokens(stream, step) for step in steps]
+def _fill(stream: Stream, folder: Path, steps: Sequence[int]) -> None:
+    ids, labels = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("ids", "labels"))
+    for step in steps:
+        ids[step], labels[step] = step_tokens(stream, step)
 
 
 def build(stream: Stream, folder: Path, workers: int = 1) -> Path:
@@ -93,16 +95,12 @@ def build(stream: Stream, folder: Path, workers: int = 1) -> Path:
         if recipe.read_text() != wanted:
             raise UserError(f"{folder} holds another stream; choose another folder or remove it")
         return folder
-    shape = (stream.steps, stream.tokens_per_step)
-    ids = np.lib.format.open_memmap(folder / "ids.npy", mode="w+", dtype=np.uint16, shape=shape)
-    labels = np.lib.format.open_memmap(folder / "labels.npy", mode="w+", dtype=np.uint16, shape=shape)
+    for name in ("ids", "labels"):
+        shape = (stream.steps, stream.tokens_per_step)
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint16, shape=shape).flush()
     blocks = [range(i, min(i + 8, stream.steps)) for i in range(0, stream.steps, 8)]
     with ProcessPoolExecutor(workers) as pool:
-        for block, rows in zip(blocks, pool.map(_steps, [stream] * len(blocks), blocks), strict=True):
-            for step, (i, j) in zip(block, rows, strict=True):
-                ids[step], labels[step] = i, j
-    ids.flush()
-    labels.flush()
+        list(pool.map(_fill, [stream] * len(blocks), [folder] * len(blocks), blocks))  # raises what a worker raised
     recipe.write_text(wanted)  # last: a folder with a recipe is whole
     return folder
 

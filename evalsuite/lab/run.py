@@ -22,7 +22,7 @@ from evalsuite.models.tokenizer import vocabulary
 from evalsuite.runner import revision
 
 MIXTURE = (
-    ("multihop.graph", 0.46),
+    ("multihop.graph", 0.40),
     ("multihop.path", 0.06),
     ("multihop.chain", 0.04),
     ("multihop.binding", 0.03),
@@ -36,7 +36,7 @@ MIXTURE = (
     ("ruler.cwe", 0.02),
     ("ruler.fwe", 0.02),
     ("knowledge.cloze", 0.09),
-    ("knowledge.letter", 0.08),
+    ("knowledge.letter", 0.14),
 )
 
 

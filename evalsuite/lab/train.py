@@ -41,14 +41,20 @@ class Recipe:
 
 
 def loss_of(model: EvalsuiteForCausalLM, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the labelled positions of `[B, T]`, and the share of them predicted right."""
-    hidden, labels = model.model(ids).flatten(0, 1), labels.flatten()
+    """Cross-entropy over the labelled positions of `[B, T]`, and the share of them predicted right.
+
+    A row of n labels weighs sqrt(n): between equal labels, which leaves a task that asks once a text next to nothing,
+    and equal rows.
+    """
+    hidden, asked = model.model(ids).flatten(0, 1), labels != IGNORE
+    weight = (asked * asked.sum(1, keepdim=True).clamp(min=1) ** -0.5).flatten()
+    labels, asked = labels.flatten(), asked.flatten()
     if not labels.is_cuda:  # spares a CPU the other positions; on a GPU their number would have to be waited for
-        at = labels != IGNORE
-        hidden, labels = hidden[at], labels[at]
+        hidden, labels, weight, asked = (x[asked] for x in (hidden, labels, weight, asked))
     logits = model.lm_head(hidden).float()
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE) + model.config.router_aux_loss_coef * model.balance()
-    return loss, (logits.argmax(-1) == labels).sum() / (labels != IGNORE).sum()
+    each = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    loss = (weight * each).sum() / weight.sum() + model.config.router_aux_loss_coef * model.balance()
+    return loss, (logits.argmax(-1) == labels).sum() / asked.sum()
 
 
 def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe, *, replayed: bool = False) -> torch.optim.AdamW:
