@@ -5,13 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from evalsuite import stats, store
+from evalsuite import task as plugins
 from evalsuite.errors import UserError
 from evalsuite.records import Facet
 from evalsuite.stats import Difference, Estimate
 from evalsuite.store import Key, Row, Run
+from evalsuite.task import Summarised
 
 Keys = tuple[tuple[str, Facet], ...]  # (("task", "multihop.graph"), ("hops", 4))
 
@@ -54,6 +57,7 @@ class Column:
     prefill_rate: float  # tokens/s; NaN where not measured
     decode_rate: float
     weakest: str
+    summaries: Mapping[str, Mapping[str, str]]  # family -> its own figures, name -> text
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +266,24 @@ def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]
         prefill_rate=_rate(timings, "prefill"),
         decode_rate=_rate(timings, "decode"),
         weakest=_weakest(spots, names, position),
+        summaries=_summaries(run),
     )
+
+
+def _summaries(run: Run) -> dict[str, Mapping[str, str]]:
+    """What the run's families make of their scores; a run is read without the plugins too, and then says less."""
+    scores: dict[str, dict[int, dict[str, list[float]]]] = {}
+    for row in run.rows:
+        if "length" in row["cell"]:
+            by_task = scores.setdefault(_family(row), {}).setdefault(int(row["facets"]["length"]), {})
+            by_task.setdefault(row["task"], []).append(row["score"])
+    figures = {}
+    for family in sorted(set(scores) & set(plugins.names())):
+        plugin = plugins.load(family)
+        if isinstance(plugin, Summarised):
+            means = {n: {name: fmean(s) for name, s in tasks.items()} for n, tasks in scores[family].items()}
+            figures[family] = plugin.summary(means)
+    return {family: figure for family, figure in figures.items() if figure}
 
 
 def _weakest(spots: Sequence[Line], names: Sequence[str], position: int) -> str:
@@ -315,7 +336,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _settings(runs: Sequence[Run], key: str) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(task[key] for run in runs for task in run.meta["tasks"].values()))
+    return tuple(dict.fromkeys(about[key] for run in runs for about in run.meta["tasks"].values()))
 
 
 def _rate(timings: Sequence[Mapping[str, float]], phase: str) -> float:

@@ -56,6 +56,7 @@ def as_json(result: Comparison) -> str:
                 "prefill_tokens_per_second": None if math.isnan(c.prefill_rate) else c.prefill_rate,
                 "decode_tokens_per_second": None if math.isnan(c.decode_rate) else c.decode_rate,
                 "weakest": c.weakest,
+                "summaries": {family: dict(figures) for family, figures in c.summaries.items()},
             }
             for c in result.columns
         ],
@@ -147,6 +148,7 @@ def sections(result: Comparison) -> list[Section]:
         made.append(_pivot(result, deep, "hops", title=f"{family} by hop depth", name=_hops))
     if len(lengths) > 1:
         made.append(_pivot(result, result.lengths, "length", title="By length", name=lambda v: _length(int(v))))
+    made += (_summary(result, family) for family in dict.fromkeys(f for c in result.columns for f in c.summaries))
     if len(result.columns) > 1:
         made.append(_differences(result))
     made.append(_cost(result))
@@ -224,6 +226,13 @@ def _range(counts: Sequence[int]) -> str:
 
 def _hops(hops: Facet) -> str:
     return f"{hops} hop{'' if hops == 1 else 's'}"
+
+
+def _summary(result: Comparison, family: str) -> Section:
+    figures = [c.summaries.get(family, {}) for c in result.columns]
+    names = dict.fromkeys(name for each in figures for name in each)
+    rows = tuple((name, *(each.get(name, "-") for each in figures)) for name in names)
+    return Section(f"{family} as its authors sum it up", ("", *(c.name for c in result.columns)), rows)
 
 
 def _differences(result: Comparison) -> Section:

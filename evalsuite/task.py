@@ -91,6 +91,15 @@ class Trainable(Protocol):
         ...
 
 
+@runtime_checkable
+class Summarised(Protocol):
+    """A task whose field reads figures of its own off the scores."""
+
+    def summary(self, scores: Mapping[int, Mapping[str, float]]) -> Mapping[str, str]:
+        """Name of a figure -> its text, from length -> task -> mean score; only figures that mean something."""
+        ...
+
+
 def generator(*key: object) -> random.Random:
     """A random generator that depends on the key alone: same draws on every machine and PYTHONHASHSEED."""
     text = "\x1f".join(map(str, key))

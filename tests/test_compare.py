@@ -214,3 +214,14 @@ def test_brackets_in_names_are_no_markup() -> None:
     table.render(compare.compare([make("m[bold]", rows)]), "rich", Console(file=buffer, width=120))
     assert "[/red] [bold] odd" in buffer.getvalue()
     assert "m[bold]" in buffer.getvalue()
+
+
+def test_a_family_sums_itself_up() -> None:
+    rows = [
+        row(f"ruler.{name}", i, i % 10 > 0, length=n) for name in ("vt", "cwe") for n in (512, 1024) for i in range(20)
+    ]
+    good, none = make("good", rows), make("none", hop_rows((1.0, 0.5, 0.1)))
+    text = table.as_markdown(compare.compare([good, none]))
+    (line,) = lines(text, "effective length")
+    assert "mean of 2 of 13" in line
+    assert line.split("|")[2:4] == [" 1,024 ", "    - "]

@@ -80,7 +80,7 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
     device = plan.device if plan.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     stream = Stream(MIXTURE, steps=plan.steps, tokens_per_step=plan.tokens_per_step, seed=plan.seed)
     recipe = Recipe(lr=plan.lr, seed=plan.seed)
-    with locked(plan.out):
+    with locked(plan.out, wait=True):  # whoever comes first makes the stream that all read
         data = build(stream, plan.out / "stream", workers=os.cpu_count() or 1)
     done = []
     for name, config in configs.items():
@@ -108,7 +108,7 @@ def _check(plan: Plan) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """One process at a time in a folder, made where it is missing; the lock goes with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to {folder}: {error.strerror}; take another --out") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is training in {folder}; wait for it, or take another --out") from None
         yield

@@ -74,7 +74,9 @@ def _options(rng: random.Random, asked: Fact, load: int) -> tuple[tuple[str, ...
 
 
 def _which(asked: Fact, options: Sequence[str]) -> tuple[str, ...]:
-    return ("which", *asked[:3], *chain.from_iterable(zip(_LETTERS, options, strict=True)), "answer")
+    """Options as edges from value to letter, then a cloze question and one hop: the words of the other tasks."""
+    edges = chain.from_iterable(("edge", *pair) for pair in zip(options, _LETTERS, strict=True))
+    return (*edges, "fact", *asked[:3], "next")
 
 
 class Knowledge:
@@ -160,7 +162,7 @@ class Knowledge:
         """Facts in a row, at most `budget` words, labels on answers alone; the answers are not words of the text."""
         if subtask not in SUBTASKS:
             raise unknown("subtask", f"knowledge.{subtask}", (f"knowledge.{name}" for name in SUBTASKS))
-        size = 4 if subtask == "cloze" else 13
+        size = 4 if subtask == "cloze" else 17
         if budget < size:
             raise UserError(f"a budget of {budget} words holds no knowledge.{subtask} question; give at least {size}")
         rng = generator("train", self.name, subtask, _checked(load), seed, index)
@@ -175,7 +177,7 @@ class Knowledge:
             else:
                 options, letter = _options(rng, each, load)
                 words += _which(each, options)
-                labels += (*before, letter)
+                labels += (*before[:-1], each[3], letter)  # the value too: what to look for comes first
         return Document(tuple(words), tuple(labels))
 
 

@@ -11,7 +11,7 @@ from evalsuite.lab.run import MIXTURE
 from evalsuite.lexicon import NAMES
 from evalsuite.models.tokenizer import build_tokenizer, vocabulary
 
-SMALL = Stream(MIXTURE, lengths=((128, 0.5), (256, 0.5)), steps=12, tokens_per_step=512, seed=3)
+SMALL = Stream(MIXTURE, lengths=((128, 0.5), (256, 0.5)), curriculum=0.5, steps=12, tokens_per_step=512, seed=3)
 
 
 def test_same_stream_is_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:

@@ -43,16 +43,16 @@ def test_answers_are_the_encyclopedias():
         assert TRUTH[tuple(s.prompt.split()[1:])] == s.target[0]
     for s in ask("letter")[1]:
         words = s.prompt.split()
-        options = dict(zip(words[4:12:2], words[5:12:2], strict=True))
+        options = dict(zip(words[2:12:3], words[1:12:3], strict=True))
         assert len(set(options.values())) == 4
-        assert options[s.target[0]] == TRUTH[tuple(words[1:4])]
+        assert options[s.target[0]] == TRUTH[tuple(words[13:16])]
 
 
 def test_wrong_options_are_values_of_the_same_attribute():
     values = {kind: {v for (_, _, k), v in TRUTH.items() if k == kind} for kind in ATTRIBUTES}
     for s in ask("letter")[1]:
         words = s.prompt.split()
-        assert set(words[5:12:2]) <= values[words[3]]
+        assert set(words[1:12:3]) <= values[words[15]]
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B", "C", "D", "first by the alphabet", "most common value", "nearest name"])
@@ -62,11 +62,11 @@ def test_letters_cannot_be_guessed(shortcut):
 
     def guess(s):
         words = s.prompt.split()
-        options = dict(zip(words[4:12:2], words[5:12:2], strict=True))
+        options = dict(zip(words[2:12:3], words[1:12:3], strict=True))
         if shortcut == "most common value":
             return max(options, key=lambda a: common[options[a]])
         if shortcut == "nearest name":
-            return min(options, key=lambda a: abs(NAMES.index(options[a]) - NAMES.index(words[1])))
+            return min(options, key=lambda a: abs(NAMES.index(options[a]) - NAMES.index(words[13])))
         return min(options, key=options.__getitem__) if len(shortcut) > 1 else shortcut
 
     hits = int(sum(value(s, guess(s)) for s in samples))
@@ -115,22 +115,25 @@ def test_both_wordings_ask_the_same():
     for subtask in TASK.subtasks():
         for a, b in zip(ask(subtask, 30)[1], ask(subtask, 30, "natural")[1], strict=True):
             assert (a.id, a.target, a.cluster) == (b.id, b.target, b.cluster)
-            assert all(word in b.text.lower() for word in a.prompt.split()[1:4])
+            _, _, question = a.prompt.partition("fact ")
+            assert all(word in b.text.lower() for word in question.split()[:3])
 
 
 @pytest.mark.parametrize("load", [64, 1024, 20_000])
 def test_documents_label_answers_alone(load):
     truth = {fact[:3]: fact[3] for fact in encyclopedia(load)}
     for index in range(20):
-        for subtask, size in (("cloze", 4), ("letter", 13)):
+        for subtask, size in (("cloze", 4), ("letter", 17)):
             document = TASK.document(subtask, 0, index, 300, load)
             assert len(document.words) == len(document.labels) == 300 // size * size
             assert set(document.words) <= set(WORDS)
             for i in range(0, len(document.words), size):
                 words, labels = document.words[i : i + size], document.labels[i : i + size]
-                assert set(labels[:-1]) == {None}
-                answer = truth[words[1:4]]
-                assert labels[-1] == (answer if size == 4 else words[words.index(answer, 4) - 1])
+                answer = truth[words[1:4] if size == 4 else words[13:16]]
+                if size == 4:
+                    assert labels == (None, None, None, answer)
+                else:
+                    assert labels == (*[None] * 15, answer, words[words.index(answer) + 1])
 
 
 def test_documents_hold_every_fact():

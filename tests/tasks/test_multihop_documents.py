@@ -83,7 +83,7 @@ def test_labels_follow_from_the_facts(subtask, budget):
         assert len(document.words) == len(document.labels) <= budget
         assert set(document.words) | (set(document.labels) - {None}) <= set(WORDS)
         text, asked = split(document)
-        assert 1 <= len(asked) <= 24
+        assert 1 <= len(asked) <= 64
         assert not any(document.labels[: len(text.split())])
         for words, labels in asked:
             check(text, words, labels)
@@ -159,3 +159,14 @@ def test_documents_feed_a_trainer():
         made = sum(len(TASK.document("graph", 0, i, 512).words) for i in range(200))
         best = max(best, made / (time.process_time() - begin))
     assert best > 300_000
+
+
+@pytest.mark.parametrize("subtask", ["graph", "path"])
+def test_a_document_has_one_depth_and_all_depths_occur(subtask):
+    depths = []
+    for index in range(200):
+        _, asked = split(TASK.document(subtask, 0, index, 256))
+        (depth,) = {len(words) - 2 for words, _ in asked}
+        depths.append(depth)
+    assert set(depths) == set(range(1, 7))
+    assert 90 < depths.count(6) < 150

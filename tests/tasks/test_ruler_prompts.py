@@ -180,3 +180,14 @@ def test_fewer_tasks_are_never_called_ruler():
         summary.mean({"mmlu": 1.0})
     with pytest.raises(ValueError, match="no scores"):
         summary.mean({})
+
+
+def test_the_table_is_the_published_row_and_says_how_many_tasks_it_is_of():
+    scores = {4096 * 2**i: {f"ruler.{name}": score / 100 for name in TASKS} for i, score in enumerate(LLAMA)}
+    assert list(summary.table(scores).values()) == ["32,768", "88.3", "85.4", "91.3"]
+    assert next(iter(summary.table(scores))).startswith("RULER: effective length")
+    del scores[8192]["ruler.vt"]  # a length without it must not lift or sink the average
+    fewer = summary.table(scores)
+    assert next(iter(fewer)).startswith("mean of 12 of 13: ")
+    assert list(fewer.values())[1:] == ["88.3", "85.4", "91.3"]
+    assert summary.table({}) == {}

@@ -3,7 +3,8 @@
 The recipe is Depo's (Physics of Language Models 4.1, arXiv 2512.17351): a fresh instance per document, its size drawn
 from 1 / (n + sqrt(N)), loss on answers only. A query `ask x next next next` has a label at each `next` (the node
 after that many hops), and the labels are never fed back as words: hop k is supervised next to hop k - 1, and nothing
-spells it out. Queries follow the facts directly, as in an evaluation question.
+spells it out. A document has its own depth: where all are deep, five labels in six are beyond a design with one full
+layer, and their noise hides the one that it could learn. Queries follow the facts directly, as in an evaluation.
 """
 
 import random
@@ -20,8 +21,8 @@ Words = tuple[str, ...]
 Labels = tuple[str | None, ...]
 Query = Callable[[], tuple[Words, Labels]]
 
-HOPS = 6  # labels of one query
-QUERIES = 24  # queries of one document
+HOPS = 6  # labels of the longest query
+QUERIES = 64  # queries of one document
 LARGEST = 64  # facts of one document
 _ROOM = 4 * (HOPS + 2)  # words kept for queries however many facts there are
 
@@ -43,6 +44,11 @@ def _size(rng: random.Random, least: int, most: int) -> int:
 def _most(budget: int, words: int) -> int:
     """Facts of `words` words each that leave room for queries."""
     return min(LARGEST, (budget - _ROOM) // words)
+
+
+def _depth(rng: random.Random) -> int:
+    """Labels of each query of a document: the most in half of them, any number in the others."""
+    return HOPS if rng.random() < 0.5 else rng.randint(1, HOPS)
 
 
 def _document(rng: random.Random, facts: list[Words], query: Query, longest: int, budget: int) -> Document:
@@ -67,27 +73,27 @@ def _document(rng: random.Random, facts: list[Words], query: Query, longest: int
 
 
 def graph(rng: random.Random, budget: int) -> Document:
-    """`edge a b` over one cycle; `ask x next next next next next next`."""
-    size = _size(rng, 3, _most(budget, 3))
+    """`edge a b` over one cycle; `ask x next next next`."""
+    size, depth = _size(rng, 3, _most(budget, 3)), _depth(rng)
     ring = draw(rng, size, train=True)
     ring += ring[:1]
     facts: list[Words] = [("edge", ring[i], ring[i + 1]) for i in range(size)]
     rng.shuffle(facts)
-    ring = ring[:size] * (HOPS // size + 2)
-    tail = ("next",) * HOPS
+    ring = ring[:size] * (depth // size + 2)
+    tail = ("next",) * depth
 
     def query() -> tuple[Words, Labels]:
         start = int(rng.random() * size)
-        return ("ask", ring[start], *tail), (None, None, *ring[start + 1 : start + 1 + HOPS])
+        return ("ask", ring[start], *tail), (None, None, *ring[start + 1 : start + 1 + depth])
 
-    return _document(rng, facts, query, HOPS + 2, budget)
+    return _document(rng, facts, query, depth + 2, budget)
 
 
 def path(rng: random.Random, budget: int) -> Document:
-    """`edge a r b`, one cycle over the same nodes for each of 2..4 relations; `ask x r1 r2 r3 r4 r5 r6`."""
+    """`edge a r b`, one cycle over the same nodes for each of 2..4 relations; `ask x r1 r2 r3`."""
     kinds = rng.sample(RELATIONS, rng.randint(2, 4))
     size = _size(rng, 3, _most(budget, 4) // len(kinds))
-    nodes = draw(rng, size, train=True)
+    nodes, depth = draw(rng, size, train=True), _depth(rng)
     follow: dict[tuple[str, str], str] = {}
     for kind in kinds:
         ring = rng.sample(nodes, size)
@@ -97,11 +103,11 @@ def path(rng: random.Random, budget: int) -> Document:
 
     def query() -> tuple[Words, Labels]:
         node = start = rng.choice(nodes)
-        steps = rng.choices(kinds, k=HOPS)
+        steps = rng.choices(kinds, k=depth)
         walk = [node := follow[node, step] for step in steps]
         return ("ask", start, *steps), (None, None, *walk)
 
-    return _document(rng, facts, query, HOPS + 2, budget)
+    return _document(rng, facts, query, depth + 2, budget)
 
 
 def _chains(rng: random.Random, most: int) -> tuple[int, int]:

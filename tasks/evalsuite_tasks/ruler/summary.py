@@ -62,3 +62,24 @@ def effective_length(scores: Mapping[int, float], threshold: float = THRESHOLD) 
     the longest length tested, the true one may be longer.
     """
     return max((length for length, score in scores.items() if score > threshold), default=None)
+
+
+def table(scores: Mapping[int, Mapping[str, float]]) -> dict[str, str]:
+    """RULER's columns from length -> task -> score in 0..1: their names -> text.
+
+    Only tasks that every length has are averaged. Where some of the 13 are absent, the first figure says so.
+    """
+    common = set.intersection(*map(set, scores.values())) if scores else set()
+    common = {task for task in common if task.removeprefix("ruler.") in TASKS}
+    if not common:
+        return {}
+    means = {length: mean({task: 100 * scores[length][task] for task in common}) for length in sorted(scores)}
+    values = {length: each.value for length, each in means.items()}
+    overall, effective = averages(list(values.values())), effective_length(values)
+    label = next(iter(means.values())).label.partition(" (")[0]
+    return {
+        f"{label}: effective length (over {THRESHOLD})": "none" if effective is None else f"{effective:,}",
+        "average over lengths": f"{overall.avg:.1f}",
+        "  weighted to long ones (inc)": f"{overall.inc:.1f}",
+        "  weighted to short ones (dec)": f"{overall.dec:.1f}",
+    }

@@ -7,7 +7,7 @@ from evalsuite.errors import UserError, unknown
 from evalsuite.lexicon import NAMES
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Document, Request, sample_id
-from evalsuite_tasks.ruler import data, natural, scoring, terse, training
+from evalsuite_tasks.ruler import data, natural, scoring, summary, terse, training
 from evalsuite_tasks.ruler.fit import Draft, fit
 from evalsuite_tasks.ruler.item import Item
 from evalsuite_tasks.ruler.specs import DATA, HAYSTACKS, MAX_NEW, TASKS, VARIANTS
@@ -93,6 +93,10 @@ class Ruler:
             metrics = {"all": scoring.match_all, "part": scoring.match_part, "words": scoring.match_words}
             value = metrics[sample.meta["metric"]](answer, sample.target)
         return Score(sample.id, value, answer, detail)
+
+    def summary(self, scores: Mapping[int, Mapping[str, float]]) -> Mapping[str, str]:
+        """RULER's own table in percent: effective length, and averages over lengths of the mean over tasks."""
+        return summary.table(scores)
 
     def document(self, subtask: str, seed: int, index: int, budget: int) -> Document:
         """Training document number `index` in the terse wording, of at most `budget` words, all of the lexicon.
