@@ -101,8 +101,11 @@ class Trainer:
 
     def _made(self) -> dict[str, Any]:
         """What a run's weights depend on beside its stream: a checkpoint of another making is never gone on with."""
-        widths = ("vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size")
-        return {**{name: getattr(self.config, name) for name in widths}, **asdict(self.recipe)}
+        shape = (
+            "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
+            "tie_word_embeddings",
+        )  # fmt: skip
+        return {**{name: getattr(self.config, name) for name in shape}, **asdict(self.recipe)}
 
     def resume(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`, if there is one."""

@@ -106,7 +106,7 @@ class EvalsuitePreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)  # normed on the way in: the head's scale
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, DecayGate):

@@ -166,19 +166,35 @@ class Knowledge:
         if budget < size:
             raise UserError(f"a budget of {budget} words holds no knowledge.{subtask} question; give at least {size}")
         rng = generator("train", self.name, subtask, _checked(load), seed, index)
-        asked = rng.choices(encyclopedia(load), k=budget // size)
         words: list[str] = []
         labels: list[str | None] = []
-        before = [None] * (size - 1)
-        for each in asked:
+        while budget - len(words) >= size:
             if subtask == "cloze":
-                words += ("fact", *each[:3])
-                labels += (*before, each[3])
+                *question, value = rng.choice(encyclopedia(load))
+                words += ("fact", *question)
+                labels += (None, None, None, value)
             else:
-                options, letter = _options(rng, each, load)
-                words += _which(each, options)
-                labels += (*before[:-1], each[3], letter)  # the value too: what to look for comes first
+                _add_choices(words, labels, rng, load, budget)
         return Document(tuple(words), tuple(labels))
+
+
+def _add_choices(words: list[str], labels: list[str | None], rng: random.Random, load: int, budget: int) -> None:
+    """Four to ten values of one attribute, and questions with one of them for an answer; what is recalled has a label
+    too. More options and questions than an evaluation has, because one label in 17 words teaches next to nothing."""
+    room = budget - len(words)
+    count = min(rng.randint(4, len(LETTERS)), (room - 5) // 3)
+    attribute = rng.randrange(len(ATTRIBUTES))
+    facts: dict[str, Fact] = {}
+    while len(facts) < count:
+        each = encyclopedia(load)[rng.randrange(attribute, load, len(ATTRIBUTES))]
+        facts.setdefault(each[3], each)
+    letters = dict(zip(facts, LETTERS, strict=False))
+    for value, letter in letters.items():
+        words += ("edge", value, letter)
+    labels += [None] * (3 * count)
+    for value in rng.sample(list(facts), min(count, (room - 3 * count) // 5)):
+        words += ("fact", *facts[value][:3], "next")
+        labels += (None, None, None, value, letters[value])
 
 
 _NAMES = frozenset(NAMES)

@@ -120,20 +120,32 @@ def test_both_wordings_ask_the_same():
 
 
 @pytest.mark.parametrize("load", [64, 1024, 20_000])
-def test_documents_label_answers_alone(load):
+@pytest.mark.parametrize("subtask", ["cloze", "letter"])
+def test_documents_label_answers_alone(load, subtask):
     truth = {fact[:3]: fact[3] for fact in encyclopedia(load)}
-    for index in range(20):
-        for subtask, size in (("cloze", 4), ("letter", 17)):
-            document = TASK.document(subtask, 0, index, 300, load)
-            assert len(document.words) == len(document.labels) == 300 // size * size
-            assert set(document.words) <= set(WORDS)
-            for i in range(0, len(document.words), size):
-                words, labels = document.words[i : i + size], document.labels[i : i + size]
-                answer = truth[words[1:4] if size == 4 else words[13:16]]
-                if size == 4:
-                    assert labels == (None, None, None, answer)
-                else:
-                    assert labels == (*[None] * 15, answer, words[words.index(answer) + 1])
+    for index in range(40):
+        budget = (17, 40, 127, 300)[index % 4]
+        document = TASK.document(subtask, 0, index, budget, load)
+        words, labels = document.words, document.labels
+        assert len(words) == len(labels) <= budget
+        assert budget - len(words) < 17
+        assert set(words) <= set(WORDS)
+        options, i = {}, 0
+        while i < len(words):
+            if words[i] == "edge":
+                options = {} if words[i + 2] == "A" else options
+                options[words[i + 1]] = words[i + 2]
+                assert labels[i : i + 3] == (None, None, None)
+                i += 3
+                continue
+            answer = truth[words[i + 1 : i + 4]]
+            assert (words[i], labels[i : i + 4]) == ("fact", (None, None, None, answer))
+            i += 4
+            if subtask == "letter":
+                assert (words[i], labels[i]) == ("next", options[answer])
+                assert {truth[key] for key in truth if key[2] == words[i - 1]} >= set(options)
+                i += 1
+        assert len(options) == 0 if subtask == "cloze" else 4 <= len(options) <= 10
 
 
 def test_documents_hold_every_fact():
