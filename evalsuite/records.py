@@ -23,7 +23,7 @@ class Sample:
     prompt: str
     target: tuple[str, ...]  # accepted answers
     answer_prefix: str = ""
-    choices: tuple[str, ...] = ()  # non-empty: scored by log-likelihood over these
+    choices: tuple[str, ...] = ()  # non-empty: scored by log-likelihood over these, joined to the text as they are
     cluster: str = ""  # samples that share a source are not independent
     facets: Facets = field(default_factory=dict)  # length, hops, facts, depth, order ... columns, never metric names
     max_new_tokens: int = 32

@@ -128,7 +128,7 @@ class Knowledge:
             listed = "".join(f"\n{a}. {v}" for a, v in zip(_LETTERS, options, strict=True))
             prompt = " ".join(_which(asked, options)) if terse else f"What is the {kind} of {who}?{listed}\n"
             prefix = "" if terse else "Answer:"
-            choices = _LETTERS if terse else tuple(f" {a}" for a in _LETTERS)
+            choices = tuple(f" {a}" for a in _LETTERS)  # the space is part of the word that follows
         else:
             prompt = " ".join(("fact", *asked[:3])) if terse else f"What is the {kind} of {who}? Reply with one word.\n"
             prefix = "" if terse else f"The {kind} of {who} is"

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from evalsuite.lexicon import WORDS
 from evalsuite.models.tokenizer import SPACE, SPECIAL, build_tokenizer, vocabulary
+from evalsuite.task import Request, load
 
 TOKENIZER = build_tokenizer(64)
 UNKNOWN = TOKENIZER.unk_token_id
@@ -47,6 +48,18 @@ def test_a_terse_text_costs_its_words_and_comes_back() -> None:
 def test_prompt_and_answer_join_without_moving_the_boundary() -> None:
     prompt, answer = "ask edge grass", " sky sun"
     assert encode(prompt + answer) == encode(prompt) + TOKENIZER.encode(answer, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("family", ["multihop", "ruler", "knowledge"])
+def test_every_terse_answer_follows_its_question_as_whole_words(family: str) -> None:
+    """A choice that ran into the question's last word would be scored as spelled letters, and no model be right."""
+    task, request = load(family), Request(lengths=(512,), wording="terse")
+    for cell in task.cells(request):
+        sample = task.sample(cell, 0, request, lambda text: len(encode(text)))
+        for answer in sample.choices or (" " + " ".join(sample.target),):
+            added = encode(sample.text + answer)
+            assert added[: len(encode(sample.text))] == encode(sample.text)
+            assert len(added) - len(encode(sample.text)) == len(answer.split()) <= sample.max_new_tokens
 
 
 def test_the_vocabulary_has_no_doubles_and_starts_with_the_special_tokens() -> None:
