@@ -84,11 +84,15 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile the model: faster, minutes to start.")
     ] = False,
+    mimetic: Annotated[
+        bool, typer.Option("--mimetic", help="Keys start equal to queries (arXiv 2305.09828), in every design.")
+    ] = False,
 ) -> None:
     """Train designs on one token stream made by the task plugins; an interrupted run goes on."""
     from evalsuite import verbs
 
-    verbs.train(model, out, (steps, tokens, width, lr, seed), device, compiled=compiled)
+    options = {"steps": steps, "tokens_per_step": tokens, "width": width, "lr": lr, "seed": seed, "device": device}
+    verbs.train(model, out, **options, compiled=compiled, mimetic=mimetic)
 
 
 @app.command("list")

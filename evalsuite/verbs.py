@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -75,14 +76,11 @@ def run(asked: Asked) -> None:
         raise UserError("; ".join(map(str, over)))
 
 
-def train(
-    models: Sequence[str], out: str, numbers: tuple[int, int, int, float, int], device: str, *, compiled: bool
-) -> None:
-    """Train designs one after another, and say where each checkpoint is."""
+def train(models: Sequence[str], out: str, **options: Any) -> None:
+    """Train designs one after another, and say where each checkpoint is; the options are those of `lab.run.Plan`."""
     from evalsuite.lab import run as lab
 
-    steps, tokens, width, lr, seed = numbers
-    asked = lab.Plan(split_models(models), Path(out), steps, tokens, width, lr, seed, device, compiled=compiled)
+    asked = lab.Plan(split_models(models), Path(out), **options)
     for folder in lab.train(asked, lambda line: print(line, file=sys.stderr, flush=True)):
         print(folder)
 

@@ -54,6 +54,7 @@ class Plan:
     device: str = "auto"
     context: int = 1024
     compiled: bool = False  # torch.compile
+    mimetic: bool = False  # keys start equal to queries
 
 
 def config_of(name: str, plan: Plan) -> EvalsuiteConfig:
@@ -70,6 +71,7 @@ def config_of(name: str, plan: Plan) -> EvalsuiteConfig:
         head_dim=32,
         intermediate_size=round(plan.width * 8 / 3 / 16) * 16,
         max_position_embeddings=plan.context,
+        mimetic_init=plan.mimetic,
         tie_word_embeddings=True,  # what is recalled can be looked for: letters were learned at once, and never without
     )
 

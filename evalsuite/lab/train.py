@@ -103,7 +103,7 @@ class Trainer:
         """What a run's weights depend on beside its stream: a checkpoint of another making is never gone on with."""
         shape = (
             "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
-            "tie_word_embeddings",
+            "tie_word_embeddings", "mimetic_init",
         )  # fmt: skip
         return {**{name: getattr(self.config, name) for name in shape}, **asdict(self.recipe)}
 

@@ -51,6 +51,7 @@ class EvalsuiteConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
+    mimetic_init: bool = False  # keys start equal to queries (Trockman & Kolter 2023, arXiv 2305.09828)
     num_experts: int = 0  # 0: one SwiGLU; otherwise fine-grained experts of moe_intermediate_size
     num_experts_per_tok: int = 2
     moe_intermediate_size: int = 128

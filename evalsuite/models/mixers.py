@@ -62,8 +62,7 @@ class Mixer(nn.Module):
 
     @torch.no_grad()
     def match(self) -> None:
-        """Start with keys equal to queries, so that like finds like from the first step on (mimetic initialisation,
-        Trockman & Kolter 2023, arXiv 2305.09828). Look-ups are learned from less than half the tokens."""
+        """Make keys equal to queries, so that like finds like from the first step on (`mimetic_init`)."""
         q_proj, k_proj = getattr(self, "q_proj", None), getattr(self, "k_proj", None)
         if isinstance(q_proj, nn.Linear) and isinstance(k_proj, nn.Linear):
             q, k = q_proj.weight.unflatten(0, (self.heads, -1)), k_proj.weight

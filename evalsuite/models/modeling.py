@@ -114,7 +114,8 @@ class EvalsuitePreTrainedModel(PreTrainedModel):
         elif isinstance(module, Block):
             nn.init.uniform_(module.conv, -CONV_SCALE, CONV_SCALE)
             nn.init.zeros_(module.mixer.o_proj.weight)
-            module.mixer.match()  # here, because transformers passes over modules without parameters of their own
+            if self.config.mimetic_init:  # here: transformers passes over modules without parameters of their own
+                module.mixer.match()
         elif hasattr(module, "skip") and isinstance(module.skip, nn.Parameter):
             nn.init.ones_(module.skip)
 

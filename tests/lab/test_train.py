@@ -189,3 +189,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def quiet_text(_: str) -> None:
     pass
+
+
+@pytest.mark.parametrize("mimetic", [False, True])
+def test_keys_start_as_queries_only_where_asked(mimetic: bool) -> None:
+    model = Trainer(config_of("KFL", Plan(("KFL",), Path(), width=64, mimetic=mimetic)), RECIPE).model
+    for block in model.model.layers:
+        assert torch.equal(block.mixer.q_proj.weight, block.mixer.k_proj.weight) == mimetic
+
+
+def test_what_is_recalled_is_spelled_as_what_is_read() -> None:
+    model = Trainer(config(), RECIPE).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
