@@ -77,7 +77,7 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     out: Annotated[str, typer.Option(help="Folder of the token stream and the checkpoints.")] = "checkpoints",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
     tokens: Annotated[int, typer.Option(help="Tokens in each step.")] = 4096,
-    width: Annotated[int, typer.Option(help="Hidden size, a multiple of 32.")] = 64,
+    width: Annotated[int, typer.Option(help="Hidden size, a multiple of 16.")] = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of the weights and of the token stream.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",

@@ -65,6 +65,12 @@ def make_row(sample: Sample, completion: Completion, score: Score, *, cell: Mapp
     }
 
 
+META = {"format", "model", "identity", "tasks", "requests", "missing", "cost", "created"}  # of run.json
+ROW = {
+    "task", "id", "cluster", "chance", "facets", "cell", "prompt_hash", "score", "finish", "error",
+}  # of a row, at least: another program's lines are none  # fmt: skip
+
+
 def folder_name(model: str) -> str:
     """A model's name as a folder's name."""
     return re.sub(r"[^\w.+=-]+", "-", model).strip("-.") or "model"
@@ -218,8 +224,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no run: it has no run.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'run.json'} cannot be read: {error}") from error
-    if meta.get("format") != FORMAT:
-        raise UserError(f"{folder} has run format {meta.get('format')}; this version reads {FORMAT}")
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder} has run format {found}; this version reads {FORMAT}")
+    lacking = sorted(META - meta.keys())
+    if lacking:
+        raise UserError(
+            f"{folder / 'run.json'} lacks {', '.join(lacking)}: it is damaged; run again with another --out"
+        )
     return meta
 
 
@@ -278,10 +290,16 @@ def _stored(folder: Path, columns: list[str] | None = None, drop: tuple[str, ...
     if (folder / "samples.parquet").exists():
         from evalsuite import columnar
 
-        rows += columnar.read(folder / "samples.parquet", columns, drop)
+        try:
+            rows += columnar.read(folder / "samples.parquet", columns, drop)
+        except (ValueError, KeyError, OSError) as error:  # what Arrow raises is a ValueError or an OSError
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{folder / 'samples.parquet'} cannot be read: {reason}; it is damaged: run again with another --out"
+            ) from error
     for log in sorted(folder.glob("samples-*.jsonl")):
         for row, complete in _lines(log):
-            if row is not None:
+            if row is not None and row.keys() >= ROW:
                 rows.append({k: v for k, v in row.items() if k not in drop} if drop else row)
             elif complete:
                 bad += 1

@@ -249,6 +249,28 @@ def test_foreign_and_broken_folders(tmp_path: Path) -> None:
         Store.open(tmp_path, META)
 
 
+def test_damage_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    with Store.open(tmp_path, META) as opened:
+        opened.append(row(1))
+    log = tmp_path / "samples-0.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"of": "another program"}\n')
+    assert len(store.read(tmp_path).rows) == 1
+    assert store.read(tmp_path).unreadable == 1
+
+    finish(tmp_path)
+    whole = (tmp_path / "samples.parquet").read_bytes()
+    (tmp_path / "samples.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"samples\.parquet cannot be read"):
+        store.read(tmp_path)
+
+    (tmp_path / "run.json").write_text('{"format": 1, "model": "full"}')
+    with pytest.raises(UserError, match="lacks cost, created, identity"):
+        store.read(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(UserError, match="run format None"):
+        store.read(tmp_path)
+
+
 @pytest.fixture
 def _small_files() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -172,7 +172,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "--lr must be a positive number"),
         ({"lr": -1.0}, "--lr must be a positive number"),
         ({"device": "foo"}, "use cpu, cuda or auto"),
-        ({"width": 33}, "multiple of 32"),
+        ({"width": 33}, "multiple of 16"),
     ],
 )
 def test_impossible_numbers_are_refused_before_any_work(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
