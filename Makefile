@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 checkpoints: $(READY)  ## train the demo's designs on one token stream; goes on where it stopped
-	$(BIN)/evalsuite train $(ZOO:%=--model %) --steps 8000 --tokens 16384 --lr 3e-3 --out checkpoints
+	$(BIN)/evalsuite train $(ZOO:%=--model %) --steps 6500 --tokens 16384 --lr 3e-3 --out checkpoints
 	for name in $(ZOO); do mkdir -p evalsuite/zoo/$$name; \
 	  cp checkpoints/$$name/*.json checkpoints/$$name/*.safetensors evalsuite/zoo/$$name/; done
 

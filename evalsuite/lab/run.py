@@ -22,21 +22,21 @@ from evalsuite.models.tokenizer import vocabulary
 from evalsuite.runner import revision
 
 MIXTURE = (
-    ("multihop.graph", 0.44),
-    ("multihop.path", 0.08),
+    ("multihop.graph", 0.50),
+    ("multihop.path", 0.06),
     ("multihop.chain", 0.04),
     ("multihop.binding", 0.03),
-    ("multihop.callchain", 0.03),
-    ("ruler.niah_single_1", 0.02),
-    ("ruler.niah_multikey_1", 0.03),
+    ("multihop.callchain", 0.02),
+    ("ruler.niah_single_1", 0.01),
+    ("ruler.niah_multikey_1", 0.02),
     ("ruler.niah_multikey_2", 0.03),
     ("ruler.niah_multivalue", 0.03),
     ("ruler.niah_multiquery", 0.03),
-    ("ruler.vt", 0.03),
+    ("ruler.vt", 0.02),
     ("ruler.cwe", 0.02),
     ("ruler.fwe", 0.02),
-    ("knowledge.cloze", 0.09),
-    ("knowledge.letter", 0.08),
+    ("knowledge.cloze", 0.06),
+    ("knowledge.letter", 0.11),
 )
 
 
