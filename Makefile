@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO := --model hybrid-kda,full,hybrid-lightning --tasks multihop,ruler,knowledge
+DEMO := --model full,hybrid-kda,hybrid-lightning --tasks multihop,ruler,knowledge
 
 .PHONY: demo test lint format checkpoints
 

@@ -1,14 +1,15 @@
-"""What the demo shows, read from a run of its own command: full attention walks on where the hybrids stop."""
+"""What the demo shows, read from the tables of a run of its own command: what knowledge hides, walks bring to light."""
 
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from evalsuite import compare
+from evalsuite.compare import Comparison, Line
 from evalsuite.stats import Estimate
 
 ROOT = Path(__file__).parents[1]
@@ -16,46 +17,80 @@ MODELS = ("full", "hybrid-kda", "hybrid-lightning")
 
 
 def command() -> list[str]:
-    """The demo's command as the Makefile has it."""
+    """The arguments of the demo as the Makefile has them."""
     lines = (ROOT / "Makefile").read_text().splitlines()
     chosen = next(line.partition(":= ")[2] for line in lines if line.startswith("DEMO :="))
-    asked = next(line for line in lines if "$(DEMO)" in line)
+    asked = next(line for line in lines if "run $(DEMO)" in line)
     return shlex.split(asked.strip().replace("$(BIN)/evalsuite", "").replace("$(DEMO)", chosen))
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The demo's cells of the tasks that this file is about, each with model, score and interval."""
-    asked = command()
+def table(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """The demo's tables of the tasks that this file is about."""
+    asked, out = command(), tmp_path_factory.mktemp("demo")
     asked[asked.index("--tasks") + 1] = "multihop.graph,knowledge"
-    asked[asked.index("--out") + 1] = str(tmp_path_factory.mktemp("demo"))
-    done = subprocess.run(
-        [sys.executable, "-m", "evalsuite", *asked, "--json"], capture_output=True, text=True, check=True
+    asked[asked.index("--out") + 1] = str(out)
+    subprocess.run([sys.executable, "-m", "evalsuite", *asked], capture_output=True, check=True)
+    return compare.compare(compare.load([out]))
+
+
+def walk(table: Comparison, hops: int) -> tuple[Line, dict[str, Estimate]]:
+    """The cell of graph with 32 facts, and each model's estimate."""
+    (line,) = (
+        at for at in table.hops if (at.get("task"), at.get("facts"), at.get("hops")) == ("multihop.graph", 32, hops)
     )
-    found: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
-    return found
+    return line, by_model(table, line)
 
 
-def pooled(cells: list[dict[str, Any]], model: str, task: str, **facets: int) -> tuple[float, float, float]:
-    """Mean over the cells, and an interval no wider than the widest of theirs."""
-    mine = [c for c in cells if c["model"] == model and c["task"] == task and facets.items() <= c.items()]
-    assert mine
-    return tuple(sum(c[key] for c in mine) / len(mine) for key in ("score", "low", "high"))  # type: ignore[return-value]
+def by_model(table: Comparison, line: Line) -> dict[str, Estimate]:
+    return {column.name: e for column, e in zip(table.columns, line.estimates, strict=True) if e is not None}
 
 
-def test_the_demo_asks_all_three_tasks_of_all_three_models() -> None:
+def test_the_demo_asks_three_designs_all_three_tasks() -> None:
     asked = command()
     assert set(asked[asked.index("--model") + 1].split(",")) == set(MODELS)
     assert set(asked[asked.index("--tasks") + 1].split(",")) == {"multihop", "ruler", "knowledge"}
 
 
-@pytest.mark.parametrize("task", ["knowledge.cloze", "knowledge.letter"])
-def test_knowledge_is_equal_within_two_points(cells: list[dict[str, Any]], task: str) -> None:
-    scores = [pooled(cells, model, task)[0] for model in MODELS]
-    assert min(scores) > 0.9, "a control at its floor controls nothing"
-    assert max(scores) - min(scores) <= 0.02
+def test_knowledge_tells_no_design_from_another(table: Comparison) -> None:
+    (line,) = (mean for mean in table.families if mean.get("family") == "knowledge")
+    scores = {name: e.value for name, e in by_model(table, line).items()}
+    assert set(scores) == set(MODELS)
+    assert min(scores.values()) > 0.95, "a control at its floor controls nothing"
+    assert max(scores.values()) - min(scores.values()) <= 0.02
 
 
 @pytest.mark.parametrize("hops", [1, 2, 4])
-def test_full_attention_walks(cells: list[dict[str, Any]], hops: int) -> None:
-    assert pooled(cells, "full", "multihop.graph", facts=32, hops=hops)[0] >= 0.9
+def test_full_attention_walks(table: Comparison, hops: int) -> None:
+    line, score = walk(table, hops)
+    assert line.n == "120"
+    assert score["full"].value >= 0.9
+
+
+def test_lightning_takes_one_step_and_no_four(table: Comparison) -> None:
+    assert walk(table, 1)[1]["hybrid-lightning"].value >= 0.8
+    line, score = walk(table, 4)
+    assert score["hybrid-lightning"].includes(line.chance)
+
+
+def test_kda_lies_between(table: Comparison) -> None:
+    """Where both hybrids are at chance, neither is above the other."""
+    for hops in (1, 2, 4):
+        line, score = walk(table, hops)
+        full, kda, lightning = (score[name] for name in MODELS)
+        assert kda.value <= full.value
+        both_lost = kda.includes(line.chance) and lightning.includes(line.chance)
+        assert kda.value >= lightning.value or both_lost
+    assert walk(table, 2)[1]["hybrid-kda"].low > walk(table, 2)[1]["hybrid-lightning"].high
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoints_are_small_and_say_how_they_were_made(name: str) -> None:
+    folder = ROOT / "evalsuite" / "zoo" / name
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8 * 2**20
+    made = {other: json.loads((folder.parent / other / "training.json").read_text()) for other in MODELS}
+    mine = made[name]
+    assert mine["command"].startswith("evalsuite train ")
+    assert len(mine["revision"]) == 40
+    assert (mine["stream"], mine["recipe"]) == (made["full"]["stream"], made["full"]["recipe"])
+    assert mine["tokens"] == made["full"]["tokens"]
