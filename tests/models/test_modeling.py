@@ -156,7 +156,8 @@ def test_fork_leaves_the_original_alone() -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_keys_start_as_queries_of_their_group(kv_heads: int) -> None:
     settings = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": kv_heads, "head_dim": 16}
-    model = EvalsuiteForCausalLM(EvalsuiteConfig(pattern="FKLC", vocab_size=97, intermediate_size=48, **settings))
+    settings |= {"pattern": "FKLC", "vocab_size": 97, "intermediate_size": 48}
+    model = EvalsuiteForCausalLM(EvalsuiteConfig(mimetic_init=True, **settings))
     for layer in model.model.layers[:3]:
         q = layer.mixer.q_proj.weight.view(4, 16, 64)
         k = layer.mixer.k_proj.weight.view(-1, 16, 64)

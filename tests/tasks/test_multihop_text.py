@@ -176,7 +176,7 @@ def test_largest_finds_the_edge_of_uneven_costs():
         ("multihop", "graph --hops 4 --facts 8 --length 256 --wording terse", "next next next next"),
         ("multihop", "callchain --hops 2 --length 1024 --variant arith", "% 10"),
         ("knowledge", "cloze", "knowledge/cloze/load=1024/0"),
-        ("knowledge", "letter --wording terse", "answer"),
+        ("knowledge", "letter --wording terse", "# choices: ' A', ' B', ' C', ' D'"),
     ],
 )
 def test_preview_prints_one_sample(module, arguments, seen):

@@ -43,6 +43,6 @@ def preview(task: Task, argv: list[str] | None = None) -> None:
     print(f"# id: {sample.id}")
     print(f"# target: {' | '.join(sample.target)}   chance: {cells[0].chance:.3f}")
     if sample.choices:
-        print(f"# choices: {', '.join(choice.strip() for choice in sample.choices)}")
+        print(f"# choices: {', '.join(map(repr, sample.choices))}")  # with the space that each begins with
     print(f"# facets: {dict(sample.facets)}")
     print(f"# tokens: {words(sample.text)} + {sample.max_new_tokens} new")
