@@ -1,10 +1,10 @@
 """Decayed dot products under a gate per channel, by doubling blocks.
 
 Two neighbouring blocks of s tokens meet at the boundary between them: the later block's rows decay from the boundary
-to themselves, the earlier block's keys from themselves to the boundary. Both exponents are sums of gates <= 0, never
-differences, so nothing overflows and nothing cancels however strong a gate is; and the boundary lies between column
-and row, so no row meets a later gate. log2(C) such meetings fill the lower triangle of a chunk, with no product
-computed in vain.
+to themselves, the earlier block's keys from themselves to the boundary. Both decays are products of single tokens'
+decays <= 1, never quotients, so nothing overflows and nothing cancels however strong a gate is; and the boundary lies
+between column and row, so no row meets a later gate. log2(C) such meetings fill the lower triangle of a chunk, with no
+product computed in vain, and one exponential a gate.
 """
 
 from collections.abc import Iterator
@@ -52,16 +52,15 @@ def _meetings(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
     """For s = 1, 2, 4 ...: s, decayed rows [M, n, s, R, K], decayed keys [M, n, s, K], and those decays.
 
-    `since` (it starts as g) and `until` (as zeros) hold each token's log decay from its block's start and to its
-    block's end; each step doubles the blocks in place.
+    `since` (it starts as each token's own decay) and `until` (as ones) hold the decay from a token's block's start and
+    to its block's end; each step doubles the blocks in place.
     """
     s = 1
     while s < keys.shape[1]:
         (since_0, since_1), (until_0, _) = _pairs(since, s), _pairs(until, s)
-        later, earlier = since_1.exp(), until_0.exp()
-        yield s, _pairs(rows, s)[1] * later[..., None, :], _pairs(keys, s)[0] * earlier, later, earlier
-        until_0 += since_1[:, :, -1:]
-        since_1 += since_0[:, :, -1:]
+        yield s, _pairs(rows, s)[1] * since_1[..., None, :], _pairs(keys, s)[0] * until_0, since_1, until_0
+        until_0 *= since_1[:, :, -1:]
+        since_1 *= since_0[:, :, -1:]
         s *= 2
 
 
@@ -72,8 +71,8 @@ class _Products(torch.autograd.Function):
     def forward(ctx: FunctionCtx, rows: Tensor, keys: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         M, C, R, _ = rows.shape
         products, since, until = rows.new_zeros(M, R, C, C), torch.empty_like(keys), torch.empty_like(keys)
-        since.copy_(g)
-        until.zero_()
+        torch.exp(g, out=since)
+        until.fill_(1)
         for part in zip(*(x.split(_batch(keys)) for x in (rows, keys, products, since, until)), strict=True):
             _fill(*part)
         ctx.save_for_backward(rows, keys, g, since, until)
@@ -98,14 +97,12 @@ def _batch(keys: Tensor) -> int:
 
 
 def _fill(rows: Tensor, keys: Tensor, products: Tensor, since: Tensor, until: Tensor) -> None:
-    """Write the products, and turn `since` from g and `until` from zeros into the decays."""
+    """Write the products, and turn `since` from each token's own decay and `until` from ones into the decays."""
     M, _, R, _ = rows.shape
     products.diagonal(dim1=2, dim2=3).copy_((rows * keys[:, :, None]).sum(-1).transpose(1, 2))
     for s, later, earlier, _, _ in _meetings(rows, keys, since, until):
         cross = later.flatten(0, 1).flatten(1, 2) @ earlier.flatten(0, 1).mT
         _crossing(products, s).copy_(cross.view(M, -1, s, R, s))
-    since.exp_()
-    until.exp_()
 
 
 def _fill_gradients(
@@ -123,7 +120,7 @@ def _fill_gradients(
     torch.mul(diagonal, keys[:, :, None], out=d_rows)
     torch.sum(diagonal * rows, 2, out=d_keys)
     levels = []
-    for s, later, earlier, since_decay, until_decay in _meetings(rows, keys, g.clone(), torch.zeros_like(g)):
+    for s, later, earlier, since_decay, until_decay in _meetings(rows, keys, g.exp(), torch.ones_like(g)):
         d_cross = _crossing(d_products, s).flatten(0, 1).flatten(1, 2)
         d_later = (d_cross @ earlier.flatten(0, 1)).view_as(later)
         d_earlier = (d_cross.mT @ later.flatten(0, 1).flatten(1, 2)).view_as(earlier)
