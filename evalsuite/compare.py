@@ -72,6 +72,7 @@ class Comparison:
     cells: tuple[Line, ...]  # by everything
     wordings: tuple[str, ...]
     seeds: tuple[int, ...]
+    unlike: Mapping[str, str]  # task -> why its means are not over all that was asked
 
 
 def load(paths: Iterable[str | Path]) -> list[Run]:
@@ -112,6 +113,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         cells=_lines(index, lambda row: (("task", row["task"]), *_pick(row, row["cell"]))),
         wordings=_settings(runs, "wording"),
         seeds=_settings(runs, "seed"),
+        unlike=_unlike(index),
     )
 
 
@@ -192,7 +194,37 @@ def _lines(
     return tuple(_line(key, groups[key], index[0]) for key in _ordered(groups))
 
 
+def _cell(row: Row) -> Keys:
+    return (("task", row["task"]), *_pick(row, row["cell"]))
+
+
+def _shared(parts: Iterable[Iterable[Row]]) -> tuple[set[Keys], set[Keys]]:
+    """The cells that all runs with any of these rows have, and all cells."""
+    each = [cells for cells in ({_cell(row) for row in rows} for rows in parts) if cells]
+    return (set.intersection(*each), set.union(*each)) if each else (set(), set())
+
+
+def _alike(parts: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The rows of shared cells. A mean over 1 and 2 hops beside one over 1, 2 and 4 would show a difference where none
+    is. Where no cell is shared there is nothing to choose, and every row stays."""
+    shared, _ = _shared(parts)
+    return [[row for row in rows if not shared or _cell(row) in shared] for rows in parts]
+
+
+def _unlike(index: Sequence[Mapping[Key, Row]]) -> dict[str, str]:
+    """Task -> what its mean leaves out, where the runs were not asked the same."""
+    reasons = {}
+    for name in dict.fromkeys(row["task"] for rows in index for row in rows.values()):
+        shared, every = _shared([row for row in rows.values() if row["task"] == name] for rows in index)
+        if not shared:
+            reasons[name] = "the runs have no cell in common: their means are over different questions"
+        elif shared != every:
+            reasons[name] = f"means are over the {len(shared)} of {len(every)} cells that all runs have"
+    return reasons
+
+
 def _line(keys: Keys, parts: Sequence[Sequence[Row]], base: Mapping[Key, Row]) -> Line:
+    parts = _alike(parts)
     estimates = tuple(
         stats.estimate([r["score"] for r in rows], [r["cluster"] for r in rows]) if rows else None for rows in parts
     )
@@ -226,7 +258,7 @@ def _families(
     for key in _ordered(lines):
         parts = lines[key]
         common = set.intersection(*({row["task"] for row in rows} for rows in parts if rows))
-        parts = [[row for row in rows if row["task"] in common] for rows in parts]
+        parts = _alike([[row for row in rows if row["task"] in common] for rows in parts])
         first = next((rows for rows in parts if rows), None)
         if first is None:
             continue

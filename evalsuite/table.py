@@ -60,6 +60,7 @@ def as_json(result: Comparison) -> str:
             }
             for c in result.columns
         ],
+        "unlike": dict(result.unlike),
         "cells": records(result),
     }
     return json.dumps(value, indent=1)
@@ -110,6 +111,7 @@ def warnings(result: Comparison) -> list[str]:
     for (name, reason), models in left_out.items():
         who = "" if len(models) == len(result.columns) else f" ({', '.join(models)})"
         lines.append(f"LEFT OUT {name}{who}: {reason}")
+    lines += (f"UNLIKE {name}: {reason}" for name, reason in result.unlike.items())
     for c in result.columns:
         if not c.finished:
             lines.append(f"UNFINISHED {c.name}: {c.n} samples so far; the same command goes on")

@@ -225,3 +225,21 @@ def test_a_family_sums_itself_up() -> None:
     (line,) = lines(text, "effective length")
     assert "mean of 2 of 13" in line
     assert line.split("|")[2:4] == [" 1,024 ", "    - "]
+
+
+def test_means_are_over_what_all_runs_were_asked() -> None:
+    """Harder questions in one run alone must not look like a worse model."""
+    easy, hard = hop_rows((1.0, 0.5, 0.0)), hop_rows((1.0, 0.5, 0.0))
+    easy = [r for r in easy if r["facets"]["hops"] < 4]
+    result = compare.compare([make("easy", easy), make("hard", hard)])
+    (line,) = result.scores
+    assert [e.value for e in line.estimates if e] == [0.75, 0.75]
+    assert line.n == "200"
+    assert len(result.cells) == 3, "nothing is lost of what was asked"
+    assert lines(table.as_markdown(result), "UNLIKE multihop.graph: means are over the 2 of 3 cells")
+    assert "UNLIKE" not in table.as_markdown(compare.compare([make("a", easy), make("b", easy)]))
+    assert [[e is None for e in at.estimates] for at in result.hops] == [[False, False], [False, False], [True, False]]
+    apart = compare.compare(
+        [make("a", hop_rows((1.0, 0.5, 0.0))), make("b", hop_rows((1.0, 0.5, 0.0), lengths=(2048,)))]
+    )
+    assert lines(table.as_markdown(apart), "UNLIKE multihop.graph: the runs have no cell in common")
