@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from evalsuite.compare import Column, Comparison, Line, records
@@ -303,7 +304,10 @@ def _print(result: Comparison, console: Console) -> None:
             styled = (f"[dim]{escape(c)}[/dim]" if c.endswith("~") else escape(c) for c in row)
             table.add_row(*styled, end_section=end and row[0].startswith("  "))
         console.print()
+        room = console.width  # a terminal too narrow wraps lines; a table fitted to it would cut names and figures
+        console.width = max(room, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
         console.print(table)
+        console.width = room
     for block in footnotes(result):
         console.print(f"\n[dim]{escape(block)}[/dim]", highlight=False)
     console.print()

@@ -243,3 +243,12 @@ def test_means_are_over_what_all_runs_were_asked() -> None:
         [make("a", hop_rows((1.0, 0.5, 0.0))), make("b", hop_rows((1.0, 0.5, 0.0), lengths=(2048,)))]
     )
     assert lines(table.as_markdown(apart), "UNLIKE multihop.graph: the runs have no cell in common")
+
+
+def test_a_narrow_terminal_cuts_nothing() -> None:
+    console = Console(width=50, file=io.StringIO(), force_terminal=False)
+    table.render(compare.compare(three()), "rich", console)
+    assert isinstance(console.file, io.StringIO)
+    assert "…" not in console.file.getvalue()
+    assert lines(console.file.getvalue(), "multihop.graph", "0.97 [0.")
+    assert console.width == 50
