@@ -105,7 +105,12 @@ def select(
     for setting in settings:
         owner, knob, values = _setting(setting, families)
         knobs.setdefault(owner, {})[knob] = values
-    return Selection(families, parts, tuple(lengths), limit, seed, knobs, _data(data))
+    given = _data(data)
+    takes = "; ".join(f"{family} takes {task.needs}" for family, task in families.items() if task.needs)
+    for name in given:
+        if not re.search(rf"\b{re.escape(name)}\b", takes):
+            raise UserError(f"--data {name}: no chosen task uses it; {takes or 'they need no data'}")
+    return Selection(families, parts, tuple(lengths), limit, seed, knobs, given)
 
 
 def make(selection: Selection, wording: str) -> Plan:

@@ -51,7 +51,7 @@ class Task(Protocol):
     version: int
     licence: str
     source: str  # where the benchmark is defined
-    needs: str  # data that must be given, "" for none
+    needs: str  # data that must be given, by the names that --data takes; "" for none
 
     def subtasks(self) -> tuple[str, ...]:
         """Names of the parts, as in `multihop.graph`."""

@@ -15,7 +15,7 @@ from evalsuite.task import Cell, Count, Request, generator, sample_id
 class Walk:
     """Two parts, three hops on one text; `broken` cannot be made, `short` ends after two questions."""
 
-    name, version, licence, source, needs = "walk", 1, "CC0-1.0", "here", ""
+    name, version, licence, source, needs = "walk", 1, "CC0-1.0", "here", "squad and essays"
 
     def subtasks(self) -> tuple[str, ...]:
         return ("graph", "path", "essays")
@@ -121,6 +121,7 @@ def test_an_id_made_twice_is_a_fault_of_the_task(monkeypatch: pytest.MonkeyPatch
         (["walk"], {"settings": ["hops=1"]}, "write TASK.KNOB=VALUE"),
         (["walk"], {"data": ["squad"]}, "write NAME=PATH"),
         (["walk"], {"data": ["squad=/nowhere/at/all"]}, "there is no /nowhere/at/all"),
+        (["walk"], {"data": ["squid=hub"]}, "--data squid: no chosen task uses it; walk takes squad and essays"),
         (["walk"], {"limit": 0}, "--limit must be at least 1"),
         ([""], {}, "--tasks takes some of walk"),
     ],
