@@ -1,6 +1,7 @@
 """Runs side by side: scores with intervals, paired differences to the first run, and each model's weakest spot."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -281,14 +282,14 @@ def _measured(run: Run, row: Row) -> bool:
 
 
 def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]) -> Column:
-    errors = Counter(row["error"] or "unknown error" for row in run.rows if row["finish"] == "error" or row["error"])
+    errors = _reasons([row["error"] or "unknown error" for row in run.rows if row["finish"] == "error" or row["error"]])
     cut = [row for row in run.rows if row["finish"] == "length" and not _measured(run, row)]
     truncated = Counter(row["task"] for row in cut)
     timings = run.timings
     return Column(
         name=names[position],
         n=len(run.rows),
-        errors=dict(errors.most_common()),
+        errors=errors,
         truncated=dict(truncated.most_common()),
         spoiled=sum(row["score"] < 1 for row in cut),
         missing=run.meta["missing"],
@@ -300,6 +301,16 @@ def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]
         weakest=_weakest(spots, names, position),
         summaries=_summaries(run),
     )
+
+
+def _reasons(errors: Sequence[str]) -> dict[str, int]:
+    """Reason -> how often, the most frequent first. Those that differ in numbers alone are one, in the words of the
+    first: a prompt over the context has another length each time."""
+    kinds: dict[str, list[str]] = {}
+    for error in errors:
+        kinds.setdefault(re.sub(r"\d+", "#", error), []).append(error)
+    alike = sorted(kinds.values(), key=len, reverse=True)
+    return {each[0] + (" (and alike)" if len(set(each)) > 1 else ""): len(each) for each in alike}
 
 
 def _summaries(run: Run) -> dict[str, Mapping[str, str]]:

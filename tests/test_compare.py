@@ -252,3 +252,13 @@ def test_a_narrow_terminal_cuts_nothing() -> None:
     assert "…" not in console.file.getvalue()
     assert lines(console.file.getvalue(), "multihop.graph", "0.97 [0.")
     assert console.width == 50
+
+
+def test_reasons_that_differ_in_numbers_are_one() -> None:
+    rows = [row("knowledge", i, True) for i in range(9)]
+    for i in range(6):
+        rows[i]["error"] = f"prompt of {500 + i} tokens + 1 new > context 256" if i < 5 else "no answer"
+    assert compare.compare([make("a", rows)]).columns[0].errors == {
+        "prompt of 500 tokens + 1 new > context 256 (and alike)": 5,
+        "no answer": 1,
+    }
