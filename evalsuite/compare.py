@@ -93,12 +93,13 @@ def compare(runs: Sequence[Run]) -> Comparison:
         raise UserError(f"no sample is stored in {', '.join(empty) or 'no run'}; run it first")
     index = [{(row["task"], row["id"]): row for row in _by_task(run)} for run in runs]
     facets = _shown(runs)
+    varied = {task: [f for f, values in each.items() if len(values) > 1] for task, each in _settings_of(runs).items()}
     spots = _lines(index, lambda row: (("task", row["task"]), *_pick(row, ["hops"])))
     names = _names(runs)
     columns = tuple(_column(run, names, i, spots) for i, run in enumerate(runs))
     return Comparison(
         columns=columns,
-        scores=_lines(index, lambda row: (("task", row["task"]),)),
+        scores=_lines(index, lambda row: (("task", row["task"]), *_pick(row, varied[row["task"]]))),
         families=_families(runs, index, lambda row: (("family", _family(row)),)),
         hops=_lines(
             index,
@@ -316,8 +317,9 @@ def _reasons(errors: Sequence[str]) -> dict[str, int]:
 def _summaries(run: Run) -> dict[str, Mapping[str, str]]:
     """What the run's families make of their scores; a run is read without the plugins too, and then says less."""
     scores: dict[str, dict[int, dict[str, list[float]]]] = {}
+    settings = _settings_of([run])
     for row in run.rows:
-        if "length" in row["cell"]:
+        if "length" in row["cell"] and all(len(values) == 1 for values in settings[row["task"]].values()):
             by_task = scores.setdefault(_family(row), {}).setdefault(int(row["facets"]["length"]), {})
             by_task.setdefault(row["task"], []).append(row["score"])
     figures = {}
@@ -351,16 +353,22 @@ def _weakest(spots: Sequence[Line], names: Sequence[str], position: int) -> str:
 
 def _shown(runs: Sequence[Run]) -> dict[str, list[str]]:
     """For each task the facets that tell its hop rows apart: `facts`, and whatever else varies but hops and length."""
+    return {
+        task: [k for k, values in seen.items() if k == "facts" or len(values) > 1]
+        for task, seen in _settings_of(runs).items()
+    }
+
+
+def _settings_of(runs: Sequence[Run]) -> dict[str, dict[str, set[Facet]]]:
+    """Task -> facet -> its values, of the facets that are no axis of a table: neither hops nor length."""
     values: dict[str, dict[str, set[Facet]]] = {}
     for run in runs:
         for row in run.rows:
             seen = values.setdefault(row["task"], {})
-            for key in row["cell"]:
-                seen.setdefault(key, set()).add(row["facets"][key])
-    return {
-        task: [k for k in sorted(seen) if k not in ("hops", "length") and (k == "facts" or len(seen[k]) > 1)]
-        for task, seen in values.items()
-    }
+            for key in sorted(row["cell"]):
+                if key not in ("hops", "length"):
+                    seen.setdefault(key, set()).add(row["facets"][key])
+    return values
 
 
 def _by_task(run: Run) -> list[Row]:

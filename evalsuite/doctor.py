@@ -23,7 +23,7 @@ class Check:
 
 def checks() -> list[Check]:
     """Everything that is looked at. Raises nothing: what cannot be found out is a finding."""
-    return [_python(), *map(_package, ("torch", "transformers", "triton")), _gpu(), *_tasks(), *_models(), _disk()]
+    return [_python(), *map(_package, ("torch", "transformers")), _gpu(), *_tasks(), *_models(), _disk()]
 
 
 def show(*, as_json: bool) -> None:
@@ -48,11 +48,7 @@ def _package(name: str) -> Check:
     try:
         return Check(name, True, version(name))
     except PackageNotFoundError:
-        linux = sys.platform.startswith("linux")
-        fix = (
-            f"pip install {name}" if name != "triton" or linux else "exists for Linux alone; kernels fall back to torch"
-        )
-        return Check(name, False, "not installed", fix)
+        return Check(name, False, "not installed", f"pip install {name}")
 
 
 def _gpu() -> Check:
@@ -93,9 +89,10 @@ def _tasks() -> list[Check]:
 def _models() -> list[Check]:
     from evalsuite.models import describe
 
-    names = [str(model["name"]) for model in describe()]
+    shipped = [str(model["name"]) for model in describe() if model["shipped"]]
     plugins = [f"{entry.name}:ARGS" for entry in entry_points(group="evalsuite.models")]
-    return [Check("models", True, ", ".join([*names, *plugins]))]
+    found = ", ".join([*shipped, *plugins])
+    return [Check("models", bool(found), found or "none", "" if found else "make checkpoints")]
 
 
 def _disk() -> Check:

@@ -65,6 +65,7 @@ def make_row(sample: Sample, completion: Completion, score: Score, *, cell: Mapp
     }
 
 
+TIMING = {"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds"}
 META = {"format", "model", "identity", "tasks", "requests", "missing", "cost", "created"}  # of run.json
 ROW = {
     "task", "id", "cluster", "chance", "facets", "cell", "prompt_hash", "score", "finish", "error",
@@ -212,7 +213,12 @@ def read(folder: str | os.PathLike[str], *, prompts: bool = True) -> Run:
     meta = read_meta(path)
     rows, bad = _stored(path, drop=() if prompts else ("prompt", "answer_prefix"))
     unique = {(row["task"], row["id"]): row for row in reversed(rows)}
-    timings = [line for log in sorted(path.glob("timings-*.jsonl")) for line, _ in _lines(log) if line is not None]
+    timings = [
+        line
+        for log in sorted(path.glob("timings-*.jsonl"))
+        for line, _ in _lines(log)
+        if line is not None and line.keys() >= TIMING
+    ]
     return Run(path, meta, sorted(unique.values(), key=natural), timings, bad)
 
 
@@ -262,8 +268,10 @@ def _merged(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str,
     requests = old["requests"] + [
         r for r in new["requests"] if not any(_asked(r) == _asked(o) for o in old["requests"])
     ]
-    again = set(new["tasks"])
-    missing = {k: v for k, v in old["missing"].items() if k.partition(".")[0].partition(" ")[0] not in again}
+    chosen: dict[str, list[str]] = new["requests"][0].get("tasks") or {name: [] for name in new["tasks"]}
+    again = {f"{name}.{part}" for name, parts in chosen.items() for part in parts}
+    again |= {name for name, parts in chosen.items() if not parts}
+    missing = {k: v for k, v in old["missing"].items() if not {_part(k), _part(k).partition(".")[0]} & again}
     return {
         **old,
         "tasks": {**old["tasks"], **new["tasks"]},
@@ -271,6 +279,12 @@ def _merged(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str,
         "missing": {**missing, **new["missing"]},
         "cost": {**old["cost"], **new["cost"]},
     }
+
+
+def _part(missing: str) -> str:
+    """The task of an entry of `missing`, a part's name or a cell's: `ruler.qa_1`, `multihop/graph/256/hops=4`."""
+    family, *rest = re.split(r"[./ ]", missing, maxsplit=2)
+    return f"{family}.{rest[0]}" if rest else family
 
 
 def _same(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,11 +313,17 @@ def _stored(folder: Path, columns: list[str] | None = None, drop: tuple[str, ...
             ) from error
     for log in sorted(folder.glob("samples-*.jsonl")):
         for row, complete in _lines(log):
-            if row is not None and row.keys() >= ROW:
+            if row is not None and _whole(row):
                 rows.append({k: v for k, v in row.items() if k not in drop} if drop else row)
             elif complete:
                 bad += 1
     return rows, bad
+
+
+def _whole(row: Row) -> bool:
+    """Whether a line is a row of ours, with a score that can be one."""
+    score = row.get("score")
+    return row.keys() >= ROW and isinstance(score, int | float) and 0 <= score <= 1
 
 
 def _lines(path: Path) -> Iterator[tuple[Row | None, bool]]:

@@ -168,7 +168,7 @@ def _scores(result: Comparison) -> Section:
             rows.append((label, mean.n, f"{mean.chance:.2f}", *(_score(e, mean.chance) for e in mean.estimates)))
         indent = "  " if len(members) > 1 else ""
         rows += (
-            (f"{indent}{m.get('task')}", m.n, f"{m.chance:.2f}", *(_score(e, m.chance) for e in m.estimates))
+            (f"{indent}{_named(m)}", m.n, f"{m.chance:.2f}", *(_score(e, m.chance) for e in m.estimates))
             for m in members
         )
     header = ("task", "n", "chance", *(c.name for c in result.columns))
@@ -215,6 +215,12 @@ def _label(line: Line, column: str) -> str:
     return ", ".join(parts)
 
 
+def _named(line: Line) -> str:
+    """`knowledge.cloze, load 64`: the task, and the facets that vary within it."""
+    rest = [f"{v} facts" if k == "facts" else v if isinstance(v, str) else f"{k} {v}" for k, v in line.keys[1:]]
+    return ", ".join([str(line.get("task")), *rest])
+
+
 def _mean_of(tasks: str) -> str:
     """`11 of 13` -> `mean of 11 of 13 tasks`, `13 of 13` -> `mean of 13 tasks`."""
     done, _, total = tasks.partition(" of ")
@@ -249,7 +255,7 @@ def _differences(result: Comparison) -> Section:
             star = " " if d.low <= 0 <= d.high else "*"
             cells.append(f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]{star}")
         n = _range([d.n for d in line.differences if d is not None])
-        rows.append((str(line.get("task")), n, *cells))
+        rows.append((_named(line), n, *cells))
     first, *others = (c.name for c in result.columns)
     header = ("task", "pairs", *others)
     note = "Paired over the same questions, 95 % interval; * it excludes 0. Not corrected for looking at many tasks."

@@ -57,6 +57,9 @@ def run(asked: Asked) -> None:
     specs = split_models(asked.models)
     for spec in specs:  # the last name is wrong at once, not after the first has run for hours
         models.check(spec)
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise UserError(f"--model names {spec!r} twice")
     reporter = progress.reporter(Console(stderr=True))
     done: dict[str, Run] = {}
     over: list[runner.OverContextError] = []

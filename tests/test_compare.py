@@ -222,9 +222,23 @@ def test_a_family_sums_itself_up() -> None:
     ]
     good, none = make("good", rows), make("none", hop_rows((1.0, 0.5, 0.1)))
     text = table.as_markdown(compare.compare([good, none]))
-    (line,) = lines(text, "effective length")
-    assert "mean of 2 of 13" in line
-    assert line.split("|")[2:4] == [" 1,024 ", "    - "]
+    (line,) = lines(text, "weighted to long")
+    assert "mean of 2 of 13, 512, 1024 tokens" in line
+    assert line.split("|")[2:4] == [" 90.0 ", "    - "]
+    assert not lines(text, "effective length")
+
+
+def test_settings_that_vary_are_told_apart_and_never_pooled() -> None:
+    rows = [row("knowledge", i, load == 64, load=load) for load in (64, 1024) for i in range(20)]
+    kinds = [kind for kind in ("nvidia", "default") for _ in range(5)]
+    rows += [row("ruler.vt", i, kind == "nvidia", variant=kind, length=512) for i, kind in enumerate(kinds)]
+    result = compare.compare([make("a", rows)])
+    text = table.as_markdown(result)
+    assert lines(text, "knowledge, load 64", " 1.00 [")
+    assert lines(text, "knowledge, load 1024", " 0.00 [")
+    assert lines(text, "ruler.vt, nvidia", " 1.00 [")
+    assert not lines(text, "0.50 [", "| knowledge ")
+    assert not result.columns[0].summaries
 
 
 def test_means_are_over_what_all_runs_were_asked() -> None:

@@ -254,8 +254,11 @@ def test_damage_is_one_line_that_names_the_file(tmp_path: Path) -> None:
         opened.append(row(1))
     log = tmp_path / "samples-0.jsonl"
     log.write_bytes(log.read_bytes() + b'{"of": "another program"}\n')
+    log.write_bytes(log.read_bytes() + json.dumps({**row(2), "score": 7.0}).encode() + b"\n")
+    (tmp_path / "timings-7.jsonl").write_text('{"of": "another program"}\n')
     assert len(store.read(tmp_path).rows) == 1
-    assert store.read(tmp_path).unreadable == 1
+    assert store.read(tmp_path).unreadable == 2
+    assert store.read(tmp_path).timings == []
 
     finish(tmp_path)
     whole = (tmp_path / "samples.parquet").read_bytes()

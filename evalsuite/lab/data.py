@@ -90,10 +90,12 @@ def build(stream: Stream, folder: Path, workers: int = 1) -> Path:
     """Write the stream to `folder` (ids and labels, uint16, `[steps, tokens_per_step]`) unless it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "stream.json"
-    wanted = json.dumps(asdict(stream), indent=1)
+    families = sorted({name.partition(".")[0] for name, _ in stream.mixture})
+    versions = {family: load(family).version for family in families}
+    wanted = json.dumps({**asdict(stream), "versions": versions}, indent=1)
     if recipe.exists():
         if recipe.read_text() != wanted:
-            raise UserError(f"{folder} holds another stream; choose another folder or remove it")
+            raise UserError(f"{folder} holds another stream, or one of other task versions; take another --out")
         return folder
     for name in ("ids", "labels"):
         shape = (stream.steps, stream.tokens_per_step)

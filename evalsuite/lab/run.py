@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from evalsuite.errors import UserError
 from evalsuite.lab.data import Stream, build
 from evalsuite.lab.train import Recipe, Trainer, publish
 from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.loading import pick_device
 from evalsuite.models.presets import pattern_of
 from evalsuite.models.tokenizer import vocabulary
 from evalsuite.runner import revision
@@ -87,7 +89,7 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
     """Train every model of the plan; returns the checkpoint folders, `OUT/<model>`."""
     configs = {name: config_of(name, plan) for name in plan.models}  # a wrong name fails before any work
     _check(plan)
-    device = plan.device if plan.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(pick_device(plan.device))
     stream = Stream(MIXTURE, steps=plan.steps, tokens_per_step=plan.tokens_per_step, seed=plan.seed)
     recipe = Recipe(lr=plan.lr, seed=plan.seed)
     with locked(plan.out, wait=True):  # whoever comes first makes the stream that all read
@@ -111,10 +113,8 @@ def _check(plan: Plan) -> None:
         raise UserError(f"--tokens must be a multiple of {longest}, the longest row, not {plan.tokens_per_step}")
     if not 0 < plan.lr < math.inf:
         raise UserError(f"--lr must be a positive number, not {plan.lr}")
-    try:
-        torch.device("cpu" if plan.device == "auto" else plan.device)
-    except RuntimeError as error:
-        raise UserError(f"--device {plan.device!r} is none; use cpu, cuda or auto") from error
+    if str(pick_device(plan.device)) not in ("cpu", "cuda"):
+        raise UserError(f"--device {plan.device!r} does not train; use cpu, cuda or auto, and CUDA_VISIBLE_DEVICES")
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:
 def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
     return {
         "wording": "terse",
-        "command": " ".join(["evalsuite", *sys.argv[1:]]),
+        "command": shlex.join(["evalsuite", *sys.argv[1:]]),
         "revision": revision(),
         "seed": recipe.seed,
         "tokens": trainer.step * stream.tokens_per_step,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self.stream: dict[str, Any] = {}  # what it is trained on
 
     def save(self, folder: Path) -> None:
         """Everything needed to go on, put in place at once."""
@@ -105,12 +107,16 @@ class Trainer:
             "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
             "tie_word_embeddings", "mimetic_init",
         )  # fmt: skip
-        return {**{name: getattr(self.config, name) for name in shape}, **asdict(self.recipe)}
+        stream = {f"stream {name}": value for name, value in self.stream.items()}
+        return {**{name: getattr(self.config, name) for name in shape}, **asdict(self.recipe), **stream}
 
     def resume(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`, if there is one."""
         if (folder / "trainer.pt").exists():
-            state = torch.load(folder / "trainer.pt", map_location=self.device, weights_only=True)
+            try:
+                state = torch.load(folder / "trainer.pt", map_location=self.device, weights_only=True)
+            except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+                raise UserError(f"{folder / 'trainer.pt'} cannot be read; remove it to begin anew") from error
             then, now = state["made"], self._made()
             differ = [f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
             if differ:
@@ -125,6 +131,7 @@ class Trainer:
     def run(self, stream: Stream, data: Path, out: Path, report: Callable[[dict[str, float]], None]) -> None:
         """Train to the end of the stream; a line of history every 50 steps, a checkpoint every 250."""
         out.mkdir(parents=True, exist_ok=True)
+        self.stream = asdict(stream)
         self.resume(out)
         self.model.train()
         began = time.perf_counter() - self.seconds
@@ -138,7 +145,7 @@ class Trainer:
                 self.history.append({**line, "seconds": round(self.seconds, 1)})
                 report(self.history[-1])
                 if not math.isfinite(line["loss"]):
-                    raise FloatingPointError(f"loss is {line['loss']} at step {self.step}; lower the learning rate")
+                    raise UserError(f"loss is {line['loss']} at step {self.step}; lower --lr and take another --out")
             if self.step % 250 == 0:
                 self.save(out)
         self.save(out)

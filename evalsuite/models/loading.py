@@ -57,7 +57,12 @@ def read_model(folder: Path, config: EvalsuiteConfig, dtype: torch.dtype, device
         model = EvalsuiteForCausalLM(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
-        tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+        embedding = tensors["model.embed_tokens.weight"]
+        if not torch.equal(tensors.setdefault("lm_head.weight", embedding), embedding):
+            raise UserError(
+                f"{origin['lm_head.weight']}: lm_head.weight is another than the embeddings, to which config.json ties "
+                "it; config.json and weights do not belong together"
+            )
     _check_names(expected, tensors, folder)
     for name, shape in expected.items():
         found = tensors[name]

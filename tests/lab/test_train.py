@@ -171,7 +171,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
         ({"tokens_per_step": 768}, "multiple of 512"),
         ({"lr": float("nan")}, "--lr must be a positive number"),
         ({"lr": -1.0}, "--lr must be a positive number"),
-        ({"device": "foo"}, "use cpu, cuda or auto"),
+        ({"device": "foo"}, "give auto, cpu, cuda"),
         ({"width": 33}, "multiple of 16"),
     ],
 )
@@ -201,3 +201,30 @@ def test_keys_start_as_queries_only_where_asked(mimetic: bool) -> None:
 def test_what_is_recalled_is_spelled_as_what_is_read() -> None:
     model = Trainer(config(), RECIPE).model
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_run_never_goes_on_with_another_stream(tmp_path: Path) -> None:
+    data = build(STREAM, tmp_path / "a")
+    Trainer(config(), RECIPE).run(STREAM, data, tmp_path / "out", quiet)
+    longer = replace(STREAM, steps=40)
+    with pytest.raises(UserError, match="stream steps: 30 -> 40"):
+        Trainer(config(), RECIPE).run(longer, build(longer, tmp_path / "b"), tmp_path / "out", quiet)
+
+
+def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
+    trainer = Trainer(config(), RECIPE)
+    trainer.save(tmp_path)
+    whole = (tmp_path / "trainer.pt").read_bytes()
+    (tmp_path / "trainer.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read; remove it"):
+        Trainer(config(), RECIPE).resume(tmp_path)
+
+
+def test_a_command_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["evalsuite", "train", "--model", "C F"])
+    (folder,) = train(Plan(("CF",), tmp_path, steps=1, tokens_per_step=512, width=16), quiet_line)
+    assert json.loads((folder / "training.json").read_text())["command"] == "evalsuite train --model 'C F'"
+
+
+def quiet_line(_: str) -> None:
+    pass

@@ -290,3 +290,12 @@ def test_the_list_of_models_imports_no_torch() -> None:
         "import sys, evalsuite.models as m; assert m.names(); assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_head_beside_tied_embeddings_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tied", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros_like(tensors["model.embed_tokens.weight"])
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head\.weight is another than the embeddings"):
+        load(str(folder), device="cpu")

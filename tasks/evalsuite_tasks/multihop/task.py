@@ -254,7 +254,7 @@ def _widest(content: Content, facets: Facets, possible: range, terse: bool, coun
         if hops <= tier:
             asked = [content.ask(k) for k in possible if k <= tier]
             costs = [count(each.terse if terse else f"{each.natural}\n{each.prefix}") for each in asked]
-            if max(costs) - min(costs) <= 0.015 * length:
+            if max(costs) - min(costs) <= length // 64:  # four tokens of 256
                 return asked[costs.index(max(costs))]
     return content.ask(hops)
 

@@ -67,7 +67,8 @@ def effective_length(scores: Mapping[int, float], threshold: float = THRESHOLD) 
 def table(scores: Mapping[int, Mapping[str, float]]) -> dict[str, str]:
     """RULER's columns from length -> task -> score in 0..1: their names -> text.
 
-    Only tasks that every length has are averaged. Where some of the 13 are absent, the first figure says so.
+    Only tasks that every length has are averaged. Where some of the 13 are absent each name says so, and there is no
+    effective length, whose threshold is one of 13.
     """
     common = set.intersection(*map(set, scores.values())) if scores else set()
     common = {task for task in common if task.removeprefix("ruler.") in TASKS}
@@ -76,10 +77,12 @@ def table(scores: Mapping[int, Mapping[str, float]]) -> dict[str, str]:
     means = {length: mean({task: 100 * scores[length][task] for task in common}) for length in sorted(scores)}
     values = {length: each.value for length, each in means.items()}
     overall, effective = averages(list(values.values())), effective_length(values)
-    label = next(iter(means.values())).label.partition(" (")[0]
-    return {
-        f"{label}: effective length (over {THRESHOLD})": "none" if effective is None else f"{effective:,}",
-        "average over lengths": f"{overall.avg:.1f}",
-        "  weighted to long ones (inc)": f"{overall.inc:.1f}",
-        "  weighted to short ones (dec)": f"{overall.dec:.1f}",
+    every = next(iter(means.values()))
+    label = f"{every.label.partition(' (')[0]}, {', '.join(map(str, values))} tokens"
+    longest = "none" if effective is None else f"{effective:,}"
+    first = {} if every.absent else {f"{label}: effective length (over {THRESHOLD})": longest}
+    return first | {
+        f"{label}: average": f"{overall.avg:.1f}",
+        f"{label}: weighted to long (inc)": f"{overall.inc:.1f}",
+        f"{label}: weighted to short (dec)": f"{overall.dec:.1f}",
     }

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from evalsuite.errors import UserError, unknown
-from evalsuite.lexicon import NAMES
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Document, Request, sample_id
 from evalsuite_tasks.ruler import data, natural, scoring, summary, terse, training
@@ -40,7 +39,7 @@ class Ruler:
             Cell(
                 f"ruler.{subtask}",
                 {"length": length, "variant": variant, "haystack": haystack, "wording": request.wording},
-                terse.answers(subtask) / len(NAMES) if request.wording == "terse" else 0.0,
+                terse.chance(subtask, length, str(variant)) if request.wording == "terse" else 0.0,
             )
             for (subtask, haystack), lack in kinds
             if not lack

@@ -6,6 +6,7 @@ The structure (keys, values, queries, hops, counts) is RULER's; the text is stat
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 
 from evalsuite.lexicon import FILLER, NAMES
@@ -172,6 +173,19 @@ def question(rng: random.Random, subtask: str, size: int, variant: str = "defaul
     if subtask in NIAH:
         return niah(rng, subtask, size)
     return {"vt": vt, "cwe": cwe, "fwe": fwe}[subtask](rng, size, variant)
+
+
+@cache
+def chance(subtask: str, length: int, variant: str) -> float:
+    """Expected score of naming names of the text at random: many of them in a short text, where few are not answers."""
+    try:
+        made = question(random.Random(0), subtask, length - 1 - answers(subtask), variant)
+    except TooShortError:
+        return 0.0
+    return len(made.answer) / len(_NAMES.intersection(made.words))
+
+
+_NAMES = frozenset(NAMES)
 
 
 def least(subtask: str, variant: str = "default") -> int:
