@@ -1,7 +1,9 @@
 """Drives a plan through one model: every completion is scored and stored as it comes."""
 
+import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -81,6 +83,11 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "licence": task.licence,
             "source": task.source,
             "subtasks": list(task.subtasks()),
+            "data": {
+                key: _fingerprint(path)
+                for key, path in selection.data.items()
+                if re.search(rf"\b{re.escape(key)}\b", task.needs)
+            },
         }
         for name, task in selection.tasks.items()
     }
@@ -110,6 +117,20 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "cost": {str(length): dict(model.cost(length)) for length in lengths if model.cost(length)},
         "requests": [request],
     }
+
+
+def _fingerprint(path: str) -> str:
+    """What a file, or every file of a folder, holds: 16 hex digits."""
+    root = Path(path)
+    if path == "hub" or not root.exists():
+        return path
+    state = hashlib.blake2b(digest_size=8)
+    for file in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
+        state.update(f"{file.relative_to(root)}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            while part := content.read(2**20):
+                state.update(part)
+    return state.hexdigest()
 
 
 def _open(plan: Plan, model: Model, store: Store, reporter: Reporter) -> Iterator[Planned]:

@@ -184,6 +184,10 @@ def test_two_writers(tmp_path: Path) -> None:
         ({"identity": {"weights": "abd", "dtype": "bfloat16", "new": 1}}, "model.new: null -> 1; model.weights:"),
         ({"model": "other"}, 'model: "full" -> "other"'),
         ({"tasks": {"walk": {"version": 2, "seed": 0, "wording": "terse"}}}, "walk.version: 1 -> 2"),
+        (
+            {"tasks": {"walk": {"version": 1, "seed": 0, "wording": "terse", "data": {"essays": "0123"}}}},
+            'walk.data.essays: null -> "0123"',
+        ),
         ({"tasks": {"walk": {"version": 1, "seed": 7, "wording": "terse"}}}, "walk.seed: 0 -> 7"),
         ({"tasks": {"walk": {"version": 1, "seed": 0, "wording": "natural"}}}, 'walk.wording: "terse" -> "natural"'),
     ],
