@@ -186,6 +186,13 @@ def test_preview_prints_one_sample(module, arguments, seen):
     assert "# target: " in out
 
 
+@pytest.mark.parametrize(("arguments", "message"), [("--hops 0", "at least 1 hop,"), ("--hops 31", "at most 30 hops")])
+def test_what_cannot_be_made_is_said_once_and_why(arguments, message):
+    command = [sys.executable, "-m", "evalsuite_tasks.multihop", "graph", *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.count(message) == 1, done.stderr
+
+
 def test_preview_of_what_cannot_be_made_is_one_line():
     command = [sys.executable, "-m", "evalsuite_tasks.multihop", "graph", "--hops", "40"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

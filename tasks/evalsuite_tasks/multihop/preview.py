@@ -34,7 +34,7 @@ def preview(task: Task, argv: list[str] | None = None) -> None:
     try:
         cells = task.cells(request)
         if not cells:
-            raise UserError("; ".join(task.missing(request).values()))
+            raise UserError("; ".join(dict.fromkeys(task.missing(request).values())))
         sample = task.sample(cells[0], args.index, request, words)
     except UserError as error:
         sys.exit(f"{parser.prog}: {error}")
