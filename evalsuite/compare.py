@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,34 +12,10 @@ from typing import Any
 from evalsuite import stats, store
 from evalsuite import task as plugins
 from evalsuite.errors import UserError
-from evalsuite.records import Facet
+from evalsuite.groups import Line, families, family_of, knobs, lines, pick, unlike
 from evalsuite.stats import Difference, Estimate
-from evalsuite.store import Key, Row, Run
+from evalsuite.store import Row, Run
 from evalsuite.task import Summarised
-
-Keys = tuple[tuple[str, Facet], ...]  # (("task", "multihop.graph"), ("hops", 4))
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One group of samples, one estimate a model; None where a model has no such sample."""
-
-    keys: Keys
-    chance: float
-    estimates: tuple[Estimate | None, ...]
-    differences: tuple[
-        Difference | None, ...
-    ]  # to the first model, over pairs of one prompt; None where there are none
-
-    def get(self, key: str) -> Facet:
-        """The value of one key, "" where the group has none."""
-        return dict(self.keys).get(key, "")
-
-    @property
-    def n(self) -> str:
-        """Samples of each model: `100`, or `96-100` where they differ."""
-        counts = [e.n for e in self.estimates if e is not None]
-        return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +68,31 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if empty or not runs:
         raise UserError(f"no sample is stored in {', '.join(empty) or 'no run'}; run it first")
     index = [{(row["task"], row["id"]): row for row in _by_task(run)} for run in runs]
-    facets = _shown(runs)
-    varied = {task: [f for f, values in each.items() if len(values) > 1] for task, each in _settings_of(runs).items()}
-    spots = _lines(index, lambda row: (("task", row["task"]), *_pick(row, ["hops"])))
+    settings = knobs(runs)
+    varied = {task: [k for k, values in seen.items() if len(values) > 1] for task, seen in settings.items()}
+    shown = {task: sorted({*varied[task], *({"facts"} & seen.keys())}) for task, seen in settings.items()}
+    spots = lines(index, lambda row: (("task", row["task"]), *pick(row, ["hops"])))
     names = _names(runs)
     columns = tuple(_column(run, names, i, spots) for i, run in enumerate(runs))
     return Comparison(
         columns=columns,
-        scores=_lines(index, lambda row: (("task", row["task"]), *_pick(row, varied[row["task"]]))),
-        families=_families(runs, index, lambda row: (("family", _family(row)),)),
-        hops=_lines(
+        scores=lines(index, lambda row: (("task", row["task"]), *pick(row, varied[row["task"]]))),
+        families=families(runs, index, lambda row: (("family", family_of(row)),)),
+        hops=lines(
             index,
-            lambda row: (("task", row["task"]), *_pick(row, facets[row["task"]]), ("hops", row["facets"]["hops"])),
+            lambda row: (("task", row["task"]), *pick(row, shown[row["task"]]), ("hops", row["facets"]["hops"])),
             lambda row: "hops" in row["cell"],
         ),
-        lengths=_families(
+        lengths=families(
             runs,
             index,
-            lambda row: (("family", _family(row)), ("length", row["facets"]["length"])),
+            lambda row: (("family", family_of(row)), ("length", row["facets"]["length"])),
             lambda row: "length" in row["cell"],
         ),
-        cells=_lines(index, lambda row: (("task", row["task"]), *_pick(row, row["cell"]))),
+        cells=lines(index, lambda row: (("task", row["task"]), *pick(row, row["cell"]))),
         wordings=_settings(runs, "wording"),
         seeds=_settings(runs, "seed"),
-        unlike=_unlike(index),
+        unlike=unlike(index),
     )
 
 
@@ -182,101 +159,6 @@ def _difference(difference: Difference | None) -> dict[str, Any]:
     }
 
 
-def _lines(
-    index: Sequence[Mapping[Key, Row]],
-    keys: Callable[[Row], Keys],
-    keep: Callable[[Row], bool] = lambda row: True,
-) -> tuple[Line, ...]:
-    """Group every run's rows by their keys: tasks in order of appearance, then facets ascending."""
-    groups: dict[Keys, list[list[Row]]] = {}
-    for i, rows in enumerate(index):
-        for row in rows.values():
-            if keep(row):
-                groups.setdefault(keys(row), [[] for _ in index])[i].append(row)
-    return tuple(_line(key, groups[key], index[0]) for key in _ordered(groups))
-
-
-def _cell(row: Row) -> Keys:
-    return (("task", row["task"]), *_pick(row, row["cell"]))
-
-
-def _shared(parts: Iterable[Iterable[Row]]) -> tuple[set[Keys], set[Keys]]:
-    """The cells that all runs with any of these rows have, and all cells."""
-    each = [cells for cells in ({_cell(row) for row in rows} for rows in parts) if cells]
-    return (set.intersection(*each), set.union(*each)) if each else (set(), set())
-
-
-def _alike(parts: Sequence[Sequence[Row]]) -> list[list[Row]]:
-    """The rows of shared cells. A mean over 1 and 2 hops beside one over 1, 2 and 4 would show a difference where none
-    is. Where no cell is shared there is nothing to choose, and every row stays."""
-    shared, _ = _shared(parts)
-    return [[row for row in rows if not shared or _cell(row) in shared] for rows in parts]
-
-
-def _unlike(index: Sequence[Mapping[Key, Row]]) -> dict[str, str]:
-    """Task -> what its mean leaves out, where the runs were not asked the same."""
-    reasons = {}
-    for name in dict.fromkeys(row["task"] for rows in index for row in rows.values()):
-        shared, every = _shared([row for row in rows.values() if row["task"] == name] for rows in index)
-        if not shared:
-            reasons[name] = "the runs have no cell in common: their means are over different questions"
-        elif shared != every:
-            reasons[name] = f"means are over the {len(shared)} of {len(every)} cells that all runs have"
-    return reasons
-
-
-def _line(keys: Keys, parts: Sequence[Sequence[Row]], base: Mapping[Key, Row]) -> Line:
-    parts = _alike(parts)
-    estimates = tuple(
-        stats.estimate([r["score"] for r in rows], [r["cluster"] for r in rows]) if rows else None for rows in parts
-    )
-    differences = (None, *(_paired(rows, base) for rows in parts[1:]))
-    chances = [row["chance"] for row in next(rows for rows in parts if rows)]
-    return Line(keys, math.fsum(chances) / len(chances), estimates, differences)
-
-
-def _paired(rows: Sequence[Row], base: Mapping[Key, Row]) -> Difference | None:
-    """Difference to the first run over the samples that both were asked in the same words."""
-    pairs = [(row, base[row["task"], row["id"]]) for row in rows if (row["task"], row["id"]) in base]
-    same = [(a, b) for a, b in pairs if a["prompt_hash"] == b["prompt_hash"]]
-    if not same:
-        return None
-    return stats.paired([a["score"] for a, _ in same], [b["score"] for _, b in same], [a["cluster"] for a, _ in same])
-
-
-def _families(
-    runs: Sequence[Run],
-    index: Sequence[Mapping[Key, Row]],
-    keys: Callable[[Row], Keys],
-    keep: Callable[[Row], bool] = lambda row: True,
-) -> tuple[Line, ...]:
-    """Unweighted mean over the tasks of a family that every run has, and how many of how many those are."""
-    lines: dict[Keys, list[list[Row]]] = {}
-    for i, rows in enumerate(index):
-        for row in rows.values():
-            if keep(row):
-                lines.setdefault(keys(row), [[] for _ in index])[i].append(row)
-    result = []
-    for key in _ordered(lines):
-        parts = lines[key]
-        common = set.intersection(*({row["task"] for row in rows} for rows in parts if rows))
-        parts = _alike([[row for row in rows if row["task"] in common] for rows in parts])
-        first = next((rows for rows in parts if rows), None)
-        if first is None:
-            continue
-        total = max(len(run.meta["tasks"].get(dict(key)["family"], {}).get("subtasks", ())) for run in runs)
-        estimates = tuple(
-            stats.stratified([r["score"] for r in rows], [r["task"] for r in rows], [r["cluster"] for r in rows])
-            if rows
-            else None
-            for rows in parts
-        )
-        chance = stats.stratified([r["chance"] for r in first], [r["task"] for r in first]).value
-        label = f"{len(common)} of {max(total, len(common))}"
-        result.append(Line((*key, ("tasks", label)), chance, estimates, (None,) * len(parts)))
-    return tuple(result)
-
-
 def _measured(run: Run, row: Row) -> bool:
     """Whether the answer's length is known beforehand: a terse answer ends at max_new_tokens because it is whole."""
     return run.meta["tasks"].get(row["task"].partition(".")[0], {}).get("wording") == "terse"
@@ -317,10 +199,10 @@ def _reasons(errors: Sequence[str]) -> dict[str, int]:
 def _summaries(run: Run) -> dict[str, Mapping[str, str]]:
     """What the run's families make of their scores; a run is read without the plugins too, and then says less."""
     scores: dict[str, dict[int, dict[str, list[float]]]] = {}
-    settings = _settings_of([run])
+    settings = knobs([run])
     for row in run.rows:
         if "length" in row["cell"] and all(len(values) == 1 for values in settings[row["task"]].values()):
-            by_task = scores.setdefault(_family(row), {}).setdefault(int(row["facets"]["length"]), {})
+            by_task = scores.setdefault(family_of(row), {}).setdefault(int(row["facets"]["length"]), {})
             by_task.setdefault(row["task"], []).append(row["score"])
     figures = {}
     for family in sorted(set(scores) & set(plugins.names())):
@@ -351,26 +233,6 @@ def _weakest(spots: Sequence[Line], names: Sequence[str], position: int) -> str:
     return f"{names[position]}: weakest at {place}: {interval}, chance {line.chance:.2f}{gap}"
 
 
-def _shown(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """For each task the facets that tell its hop rows apart: `facts`, and whatever else varies but hops and length."""
-    return {
-        task: [k for k, values in seen.items() if k == "facts" or len(values) > 1]
-        for task, seen in _settings_of(runs).items()
-    }
-
-
-def _settings_of(runs: Sequence[Run]) -> dict[str, dict[str, set[Facet]]]:
-    """Task -> facet -> its values, of the facets that are no axis of a table: neither hops nor length."""
-    values: dict[str, dict[str, set[Facet]]] = {}
-    for run in runs:
-        for row in run.rows:
-            seen = values.setdefault(row["task"], {})
-            for key in sorted(row["cell"]):
-                if key not in ("hops", "length"):
-                    seen.setdefault(key, set()).add(row["facets"][key])
-    return values
-
-
 def _by_task(run: Run) -> list[Row]:
     """The rows with their tasks in the order in which the run and each family name them."""
     places: dict[str, int] = {}
@@ -394,28 +256,6 @@ def _rate(timings: Sequence[Mapping[str, float]], phase: str) -> float:
     tokens = math.fsum(t[f"{phase}_tokens"] for t in timings)
     seconds = math.fsum(t[f"{phase}_seconds"] for t in timings)
     return tokens / seconds if tokens and seconds else math.nan
-
-
-def _pick(row: Row, names: Iterable[str]) -> Keys:
-    return tuple((name, row["facets"][name]) for name in names if name in row["facets"])
-
-
-def _family(row: Row) -> str:
-    return str(row["task"]).partition(".")[0]
-
-
-def _ordered(groups: Iterable[Keys]) -> list[Keys]:
-    """Tasks and families as they appear, other facets ascending."""
-    found = list(groups)
-    places = {name: i for i, name in enumerate(dict.fromkeys(keys[0][1] for keys in found))}
-
-    def order(keys: Keys) -> tuple[Any, ...]:
-        return (
-            places[keys[0][1]],
-            [(k, isinstance(v, str), 0 if isinstance(v, str) else v, str(v)) for k, v in keys[1:]],
-        )
-
-    return sorted(found, key=order)
 
 
 def _number(value: float) -> float | None:

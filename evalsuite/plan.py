@@ -106,9 +106,9 @@ def select(
         owner, knob, values = _setting(setting, families)
         knobs.setdefault(owner, {})[knob] = values
     given = _data(data)
-    takes = "; ".join(f"{family} takes {task.needs}" for family, task in families.items() if task.needs)
     for name in given:
-        if not re.search(rf"\b{re.escape(name)}\b", takes):
+        if not any(tasks.uses(task, name) for task in families.values()):
+            takes = "; ".join(f"{family} takes {task.needs}" for family, task in families.items() if task.needs)
             raise UserError(f"--data {name}: no chosen task uses it; {takes or 'they need no data'}")
     return Selection(families, parts, tuple(lengths), limit, seed, knobs, given)
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from evalsuite.plan import Item, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.records import Completion, Sample, Score
 from evalsuite.store import FORMAT, Row, Run, Store, folder_name, make_row, read
+from evalsuite.task import uses
 
 SLICE = 256  # samples handed to the model at once
 SLICE_CHARACTERS = 8_000_000  # and no more text than this
@@ -83,11 +83,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "licence": task.licence,
             "source": task.source,
             "subtasks": list(task.subtasks()),
-            "data": {
-                key: _fingerprint(path)
-                for key, path in selection.data.items()
-                if re.search(rf"\b{re.escape(key)}\b", task.needs)
-            },
+            "data": {key: _fingerprint(path) for key, path in selection.data.items() if uses(task, key)},
         }
         for name, task in selection.tasks.items()
     }

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from evalsuite.compare import Column, Comparison, Line, records
+from evalsuite.compare import Column, Comparison, records
+from evalsuite.groups import Line
 from evalsuite.records import Facet
 from evalsuite.stats import Estimate
 
@@ -208,17 +209,21 @@ def _label(line: Line, column: str) -> str:
             parts.append(str(value).partition(".")[2] or str(value))
         elif key == "family":
             parts.append(str(value))
-        elif key == "facts":
-            parts.append(f"{value} facts")
         elif key != column:
-            parts.append(value if isinstance(value, str) else f"{key} {value}")
+            parts.append(_facet(key, value))
     return ", ".join(parts)
 
 
 def _named(line: Line) -> str:
     """`knowledge.cloze, load 64`: the task, and the facets that vary within it."""
-    rest = [f"{v} facts" if k == "facts" else v if isinstance(v, str) else f"{k} {v}" for k, v in line.keys[1:]]
-    return ", ".join([str(line.get("task")), *rest])
+    return ", ".join([str(line.get("task")), *(_facet(key, value) for key, value in line.keys[1:])])
+
+
+def _facet(key: str, value: Facet) -> str:
+    """`32 facts`, `shuffled`, `load 64`."""
+    if key == "facts":
+        return f"{value} facts"
+    return value if isinstance(value, str) else f"{key} {value}"
 
 
 def _mean_of(tasks: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -104,6 +105,11 @@ def generator(*key: object) -> random.Random:
     """A random generator that depends on the key alone: same draws on every machine and PYTHONHASHSEED."""
     text = "\x1f".join(map(str, key))
     return random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest()))
+
+
+def uses(task: Task, data: str) -> bool:
+    """Whether a task needs data of that name."""
+    return re.search(rf"\b{re.escape(data)}\b", task.needs) is not None
 
 
 def sample_id(task: str, facets: Facets, index: int) -> str:

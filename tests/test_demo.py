@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from evalsuite import compare
-from evalsuite.compare import Comparison, Line
+from evalsuite.compare import Comparison
+from evalsuite.groups import Line
 from evalsuite.stats import Estimate
 
 ROOT = Path(__file__).parents[1]

@@ -238,43 +238,43 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         Store.open("/proc/evalsuite", META)
 
 
-def test_foreign_and_broken_folders(tmp_path: Path) -> None:
+def test_no_run_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run"):
         store.read(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        store.read(tmp_path)
-    (tmp_path / "run.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="run format 99"):
-        store.read(tmp_path)
-    (tmp_path / "run.json").unlink()
     (tmp_path / "samples-0.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"no run\.json"):
         Store.open(tmp_path, META)
 
 
-def test_damage_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "run format None"),
+        ('{"format": 99}', "run format 99"),
+        ('{"format": 1, "model": "full"}', "lacks cost, created, identity"),
+    ],
+)
+def test_a_damaged_run_json_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        store.read(tmp_path)
+
+
+def test_damaged_samples_are_counted_or_named(tmp_path: Path) -> None:
     with Store.open(tmp_path, META) as opened:
         opened.append(row(1))
     log = tmp_path / "samples-0.jsonl"
-    log.write_bytes(log.read_bytes() + b'{"of": "another program"}\n')
-    log.write_bytes(log.read_bytes() + json.dumps({**row(2), "score": 7.0}).encode() + b"\n")
+    strange = [{"of": "another program"}, {**row(2), "score": 7.0}]
+    log.write_text(log.read_text() + "".join(json.dumps(line) + "\n" for line in strange))
     (tmp_path / "timings-7.jsonl").write_text('{"of": "another program"}\n')
-    assert len(store.read(tmp_path).rows) == 1
-    assert store.read(tmp_path).unreadable == 2
-    assert store.read(tmp_path).timings == []
+    found = store.read(tmp_path)
+    assert (len(found.rows), found.unreadable, found.timings) == (1, 2, [])
 
     finish(tmp_path)
     whole = (tmp_path / "samples.parquet").read_bytes()
     (tmp_path / "samples.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"samples\.parquet cannot be read"):
-        store.read(tmp_path)
-
-    (tmp_path / "run.json").write_text('{"format": 1, "model": "full"}')
-    with pytest.raises(UserError, match="lacks cost, created, identity"):
-        store.read(tmp_path)
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(UserError, match="run format None"):
         store.read(tmp_path)
 
 

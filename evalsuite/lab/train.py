@@ -102,13 +102,14 @@ class Trainer:
         os.replace(part, folder / "trainer.pt")
 
     def _made(self) -> dict[str, Any]:
-        """What a run's weights depend on beside its stream: a checkpoint of another making is never gone on with."""
+        """What a run's weights depend on: a state of another making is never gone on with."""
         shape = (
             "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
             "tie_word_embeddings", "mimetic_init",
         )  # fmt: skip
-        stream = {f"stream {name}": value for name, value in self.stream.items()}
-        return {**{name: getattr(self.config, name) for name in shape}, **asdict(self.recipe), **stream}
+        made = {name: getattr(self.config, name) for name in shape} | asdict(self.recipe)
+        made |= {f"stream {name}": value for name, value in self.stream.items()}
+        return made | {"device": torch.device(self.device).type}
 
     def resume(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`, if there is one."""
@@ -122,10 +123,7 @@ class Trainer:
             if differ:
                 raise UserError(f"{folder} holds another run ({'; '.join(differ)}); take another --out")
             self.model.load_state_dict(state["model"])
-            groups = [dict(group) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(self.optimizer.param_groups, groups, strict=True):  # it may come from a CPU
-                group.update({name: own[name] for name in ("lr", "fused", "capturable")})
             self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def run(self, stream: Stream, data: Path, out: Path, report: Callable[[dict[str, float]], None]) -> None:

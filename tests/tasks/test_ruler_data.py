@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import huggingface_hub
 import pytest
 
 from evalsuite.errors import UserError
@@ -59,12 +60,10 @@ def test_wrong_files(tmp_path):
 
 
 def test_hub_that_does_not_answer_is_missing(monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-
     def refuse(self, name, timeout):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(hub.HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     request = Request(("qa_1", "vt"), data={"squad": "hub:nobody/none"})
     lack = Ruler().missing(request)

@@ -3,8 +3,8 @@
 The recipe is Depo's (Physics of Language Models 4.1, arXiv 2512.17351): a fresh instance per document, its size drawn
 from 1 / (n + sqrt(N)), loss on answers only. A query `ask x next next next` has a label at each `next` (the node
 after that many hops), and the labels are never fed back as words: hop k is supervised next to hop k - 1, and nothing
-spells it out. A document has its own depth: where all are deep, five labels in six are beyond a design with one full
-layer, and their noise hides the one that it could learn. Queries follow the facts directly, as in an evaluation.
+spells it out. A document has its own depth, as an evaluation question has. Queries follow the facts directly, as
+there.
 """
 
 import random

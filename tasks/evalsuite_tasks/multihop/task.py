@@ -150,11 +150,10 @@ class Multihop:
         size = largest_size(fits, 4 * MOST) if facts == "dense" else int(facts)
         reach = kind.reach(facets, size)
         if not kind.least <= hops <= reach:
-            most = (
-                "too few facts for a question"
-                if reach < kind.least
-                else (f"at most {reach} hops" if hops > reach else f"at least {kind.least} hop{'s' * (kind.least > 1)}")
-            )
+            if reach < kind.least:
+                most = "too few facts for a question"
+            else:
+                most = f"at most {reach} hops" if hops > reach else f"at least {kind.least} hop{'s' * (kind.least > 1)}"
             raise UserError(
                 f"{cell.task} with {size} facts has {most}, not hops={hops}; change multihop.facts or .hops"
             )

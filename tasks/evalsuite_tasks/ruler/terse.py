@@ -20,6 +20,9 @@ GRASS: tuple[Statement, ...] = (  # the terse form of RULER's one repeated noise
 )  # fmt: skip
 
 
+_NAMES = frozenset(NAMES)
+
+
 class TooShortError(ValueError):
     """The size asked for does not hold even the smallest form of the task."""
 
@@ -183,9 +186,6 @@ def chance(subtask: str, length: int, variant: str) -> float:
     except TooShortError:
         return 0.0
     return len(made.answer) / len(_NAMES.intersection(made.words))
-
-
-_NAMES = frozenset(NAMES)
 
 
 def least(subtask: str, variant: str = "default") -> int:
