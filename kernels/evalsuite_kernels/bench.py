@@ -39,20 +39,24 @@ def operators(B: int, T: int, H: int, D: int, device: str) -> tuple[dict[str, Ru
     }, inputs
 
 
-def seconds(call: Run, impl: str, inputs: Sequence[Tensor], repeats: int, backward: bool) -> list[float]:
-    """Wall-clock of `repeats` calls after one that warms up."""
-    times = []
+def seconds(
+    call: Run, impls: Sequence[str], inputs: Sequence[Tensor], repeats: int, backward: bool
+) -> dict[str, list[float]]:
+    """Wall-clock of `repeats` calls of each implementation after one that warms up, in turn: whatever slows the
+    machine for a while slows them alike."""
+    times: dict[str, list[float]] = {impl: [] for impl in impls}
     for _ in range(repeats + 1):
-        _wait(inputs[0])
-        start = time.perf_counter()
-        if backward:
-            torch.autograd.grad(call(impl).sum(), inputs, allow_unused=True)
-        else:
-            with torch.no_grad():
-                call(impl)
-        _wait(inputs[0])
-        times.append(time.perf_counter() - start)
-    return times[1:]
+        for impl, each in times.items():
+            _wait(inputs[0])
+            start = time.perf_counter()
+            if backward:
+                torch.autograd.grad(call(impl).sum(), inputs, allow_unused=True)
+            else:
+                with torch.no_grad():
+                    call(impl)
+            _wait(inputs[0])
+            each.append(time.perf_counter() - start)
+    return {impl: each[1:] for impl, each in times.items()}
 
 
 def _wait(x: Tensor) -> None:
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--dim", type=int, default=64, help="K and V")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backward", action="store_true", help="time forward and backward, not forward alone")
     parser.add_argument("--impl", nargs="+", default=["reference", "chunked"])
@@ -78,15 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     calls, inputs = operators(args.batch, args.length, args.heads, args.dim, args.device)
     if args.op not in calls:
         parser.error(f"unknown op {args.op!r}; known: {', '.join(calls)}")
-    medians = []
-    for impl in args.impl:
-        times = seconds(calls[args.op], impl, inputs, args.repeats, args.backward)
-        medians.append(statistics.median(times))
-        rate = args.batch * args.length / medians[-1]
-        low, high = min(times) * 1e3, max(times) * 1e3
-        print(f"{args.op} {impl}: {medians[-1] * 1e3:.2f} ms ({low:.2f} .. {high:.2f}), {rate:,.0f} tokens/s")
-    if len(medians) == 2:
-        print(f"{args.impl[1]} is {medians[0] / medians[1]:.1f} times as fast as {args.impl[0]}")
+    times = seconds(calls[args.op], args.impl, inputs, args.repeats, args.backward)
+    for impl, each in times.items():
+        low, median, high = min(each), statistics.median(each), max(each)
+        rate = args.batch * args.length / median
+        print(f"{args.op} {impl}: {median * 1e3:.2f} ms ({low * 1e3:.2f} .. {high * 1e3:.2f}), {rate:,.0f} tokens/s")
+    if len(times) == 2:
+        first, second = times.values()
+        ratio = statistics.median(a / b for a, b in zip(first, second, strict=True))
+        print(f"{args.impl[1]} is {ratio:.1f} times as fast as {args.impl[0]}")
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ def chunk_length(x: Tensor) -> int:
 
 
 def to_chunks(x: Tensor, C: int) -> Tensor:
-    """[B, T, H, ...] -> [B, H, T / C, C, ...], zero-padded at the end: zeros are neutral tokens."""
-    B, T, H, *rest = x.shape
+    """[B, T, H, ...] -> [T / C, B, H, C, ...], zero-padded at the end: zeros are neutral tokens."""
+    T = x.shape[1]
     if T % C:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, -T % C))
-    return x.unflatten(1, (-1, C)).movedim(3, 1).contiguous().view(B, H, -1, C, *rest)
+    return x.unflatten(1, (-1, C)).movedim((1, 3), (0, 2)).contiguous()
 
 
 def from_chunks(x: Tensor, T: int) -> Tensor:
-    """[B, H, N, C, D] -> [B, T, H, D], without the padding."""
-    return x.flatten(2, 3)[:, :, :T].transpose(1, 2)
+    """[N, B, H, C, D] -> [B, T, H, D], without the padding."""
+    return x.movedim((0, 2), (1, 3)).flatten(1, 2)[:, :T]
 
 
 def scalar_decays(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

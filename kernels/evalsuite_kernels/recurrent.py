@@ -13,7 +13,7 @@ from evalsuite_kernels.arguments import compute_dtype, expect, offsets
 # (*inputs, state) -> (o, state): every input [B, T, HV, ...] in the compute dtype, q already scaled
 Form = Callable[..., tuple[Tensor, Tensor]]
 
-SEGMENT = {"cpu": 2**17}  # elements of q that run at once: a CPU's cache, by measurement; 2**26 elsewhere
+SEGMENT = {"cpu": 2**19}  # elements of q that run at once: a CPU's cache, by measurement; 2**26 elsewhere
 
 
 def run(
@@ -42,10 +42,11 @@ def run(
     else:
         expect("initial_state", initial_state, N, HV, K, V)
         state = initial_state.to(dtype)
+    ready = [x.expand(1, T, -1) if x is not None and x.dim() == 1 else x for x in inputs]  # a fixed decay, over time
+    form = partial(_prepared, form, K**-0.5 if scale is None else scale, dtype)
     if not token_by_token:
         form = partial(_in_segments, form)
     with torch.autocast(q.device.type, enabled=False):  # the recurrence is kept in fp32 whatever surrounds it
-        ready = _prepare(inputs, K**-0.5 if scale is None else scale, dtype)
         if T == 0:
             o = v.new_zeros(v.shape, dtype=dtype)
         elif bounds is None:
@@ -70,9 +71,9 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None
         raise ValueError(f"g must be None, [{HV}], [{B}, {T}, {HV}] or [{B}, {T}, {HV}, {K}], not {list(g.shape)}")
 
 
-def _prepare(inputs: Sequence[Tensor | None], scale: float, dtype: torch.dtype) -> list[Tensor | None]:
-    """Cast, scale q, give every value head its key head, and spread a fixed decay [HV] over time as [1, T, HV]."""
-    q, k, v, g, *rest = (None if x is None else x.to(dtype) for x in inputs)
+def _prepared(form: Form, scale: float, dtype: torch.dtype, *tensors: Any) -> tuple[Tensor, Tensor]:
+    """Run `form` on inputs in its dtype, q scaled, every value head with its key head."""
+    q, k, v, *rest = (None if x is None else x.to(dtype) for x in tensors)
     assert q is not None
     assert k is not None
     assert v is not None
@@ -80,9 +81,7 @@ def _prepare(inputs: Sequence[Tensor | None], scale: float, dtype: torch.dtype) 
     q = q if scale == 1.0 else q * scale
     if group > 1:
         q, k = (x.repeat_interleave(group, dim=2) for x in (q, k))
-    if g is not None and g.dim() == 1:
-        g = g.expand(1, q.shape[1], -1)
-    return [q, k, v, g, *rest]
+    return form(q, k, v, *rest)
 
 
 def _packed(
@@ -120,8 +119,8 @@ def _gather(x: Tensor, index: Tensor, real: Tensor) -> Tensor:
 def _in_segments(form: Form, *tensors: Any) -> tuple[Tensor, Tensor]:
     """Run `form` over one stretch of tokens after the other, so that memory in between does not grow with T."""
     *inputs, S = tensors
-    B, T, H, K = inputs[0].shape
-    n = max(1, SEGMENT.get(S.device.type, 2**26) // (64 * B * H * K)) * 64  # whole chunks
+    B, T, _, K = inputs[0].shape
+    n = max(1, SEGMENT.get(S.device.type, 2**26) // (64 * B * S.shape[1] * K)) * 64  # whole chunks
     if n >= T:
         return form(*inputs, S)
     outputs = []

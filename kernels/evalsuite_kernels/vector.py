@@ -7,32 +7,30 @@ between column and row, so no row meets a later gate. log2(C) such meetings fill
 product computed in vain, and one exponential a gate.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-CACHED = 2**17  # elements that a CPU works on at once: what is made from them stays in cache
+CACHED = 2**18  # elements that a CPU works on at once: what is made from them stays in cache
 
 
 @torch.compiler.disable  # its loop by doubling, unrolled, takes a compiler minutes and gains nothing
-def vector_products(rows: Tensor, keys: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """P_ij = sum_d rows_i,d keys_j,d exp(g_{j+1},d + ... + g_i,d) for j <= i, and 0 for j > i.
+def vector_products(q: Tensor, k: Tensor, g: Tensor, overlap: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """P_ij = sum_d x_i,d k_j,d exp(g_{j+1},d + ... + g_i,d) for x = q and j <= i and, with `overlap`, x = k and j < i.
 
     Args:
-        rows: [..., C, R, K], R vectors a token that read the keys; C a power of two.
-        keys: [..., C, K].
+        q, k: [..., C, K], C a power of two.
         g: [..., C, K], natural-log decay <= 0.
+        overlap: whether the keys read the keys too; R = 2 rows a token, else R = 1.
 
     Returns:
-        P [..., R, C, C], the decays from the chunk's start to each token (its own gate included) [..., C, K], and those
-        from after each token to the chunk's end [..., C, K].
+        P [..., R, C, C], 0 elsewhere; the rows decayed from the chunk's start, own gate included [..., C, R, K]; the
+        keys decayed to the chunk's end [..., C, K]; the decay of the whole chunk [..., K].
     """
     lead = g.shape[:-2]
-    flat = (x.reshape(-1, *x.shape[len(lead) :]).contiguous() for x in (rows, keys, g))
-    products, since, until = _Products.apply(*flat)
-    return products.unflatten(0, lead), since.unflatten(0, lead), until.unflatten(0, lead)
+    flat = (x.reshape(-1, *x.shape[-2:]).contiguous() for x in (q, k, g))
+    products, rows, keys, whole = _Products.apply(*flat, 2 if overlap else 1)
+    return products.unflatten(0, lead), rows.unflatten(0, lead), keys.unflatten(0, lead), whole.unflatten(0, lead)
 
 
 def _pairs(x: Tensor, s: int) -> tuple[Tensor, ...]:
@@ -43,95 +41,97 @@ def _pairs(x: Tensor, s: int) -> tuple[Tensor, ...]:
 def _crossing(products: Tensor, s: int) -> Tensor:
     """Of products [M, R, C, C]: where odd blocks' rows meet the even block before them, a view [M, C / 2s, s, R, s]."""
     M, R, C, _ = products.shape
-    blocks = products.view(M, R, C // (2 * s), 2, s, C // (2 * s), 2, s)[:, :, :, 1, :, :, 0]
-    return blocks.diagonal(dim1=2, dim2=4).permute(0, 4, 2, 1, 3)
-
-
-def _meetings(
-    rows: Tensor, keys: Tensor, since: Tensor, until: Tensor
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
-    """For s = 1, 2, 4 ...: s, decayed rows [M, n, s, R, K], decayed keys [M, n, s, K], and those decays.
-
-    `since` (it starts as each token's own decay) and `until` (as ones) hold the decay from a token's block's start and
-    to its block's end; each step doubles the blocks in place.
-    """
-    s = 1
-    while s < keys.shape[1]:
-        (since_0, since_1), (until_0, _) = _pairs(since, s), _pairs(until, s)
-        yield s, _pairs(rows, s)[1] * since_1[..., None, :], _pairs(keys, s)[0] * until_0, since_1, until_0
-        until_0 *= since_1[:, :, -1:]
-        since_1 *= since_0[:, :, -1:]
-        s *= 2
+    below = products[:, :, s:]  # strides of a block, a row, rows' kind, a column
+    return below.as_strided((M, C // (2 * s), s, R, s), (R * C * C, 2 * s * (C + 1), C, C * C, 1))
 
 
 class _Products(torch.autograd.Function):
     """Written out because autograd would keep and copy every level's pieces; this computes them again."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, keys: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        M, C, R, _ = rows.shape
-        products, since, until = rows.new_zeros(M, R, C, C), torch.empty_like(keys), torch.empty_like(keys)
-        torch.exp(g, out=since)
-        until.fill_(1)
-        for part in zip(*(x.split(_batch(keys)) for x in (rows, keys, products, since, until)), strict=True):
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, g: Tensor, R: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        M, C, K = k.shape
+        products, rows = k.new_zeros(M, R, C, C), k.new_empty(M, C, R, K)
+        keys, whole = k.clone(), k.new_empty(M, K)
+        for part in zip(*(x.split(_batch(k)) for x in (q, k, g, products, rows, keys, whole)), strict=True):
             _fill(*part)
-        ctx.save_for_backward(rows, keys, g, since, until)
-        return products, since, until
+        ctx.save_for_backward(q, k, g)
+        return products, rows, keys, whole
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, keys, g, since, until = ctx.saved_tensors  # type: ignore[attr-defined]
-        d_products, d_since, d_until = grads
-        d_rows, d_keys, d_g, d_end = torch.empty_like(rows), torch.empty_like(keys), d_since * since, d_until * until
-        tensors = (rows, keys, g, d_products.contiguous(), d_rows, d_keys, d_g, d_end)
-        for part in zip(*(x.split(_batch(keys)) for x in tensors), strict=True):
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, g = ctx.saved_tensors  # type: ignore[attr-defined]
+        d_q, d_k, d_g = torch.empty_like(q), torch.empty_like(k), torch.empty_like(g)
+        tensors = (q, k, g, *(x.contiguous() for x in grads), d_q, d_k, d_g)
+        for part in zip(*(x.split(_batch(k)) for x in tensors), strict=True):
             _fill_gradients(*part)
-        return d_rows, d_keys, d_g
+        return d_q, d_k, d_g, None
 
 
-def _batch(keys: Tensor) -> int:
+def _batch(k: Tensor) -> int:
     """Chunks to work on at once: on a CPU so few that their pieces stay in cache, else all."""
-    M, C, K = keys.shape
-    return max(1, CACHED // (C * K)) if keys.device.type == "cpu" else M
+    M, C, K = k.shape
+    return max(1, CACHED // (C * K)) if k.device.type == "cpu" else M
 
 
-def _fill(rows: Tensor, keys: Tensor, products: Tensor, since: Tensor, until: Tensor) -> None:
-    """Write the products, and turn `since` from each token's own decay and `until` from ones into the decays."""
-    M, _, R, _ = rows.shape
-    products.diagonal(dim1=2, dim2=3).copy_((rows * keys[:, :, None]).sum(-1).transpose(1, 2))
-    for s, later, earlier, _, _ in _meetings(rows, keys, since, until):
-        cross = later.flatten(0, 1).flatten(1, 2) @ earlier.flatten(0, 1).mT
-        _crossing(products, s).copy_(cross.view(M, -1, s, R, s))
+def _fill(q: Tensor, k: Tensor, g: Tensor, products: Tensor, rows: Tensor, keys: Tensor, whole: Tensor) -> None:
+    """Write the products, the decayed rows and the whole decay, and decay the keys."""
+    M, C, R, K = rows.shape
+    decay = g.exp()
+    for r, x in enumerate((q, k)[:R]):
+        torch.mul(x, decay, out=rows[:, :, r])
+    products[:, 0].diagonal(dim1=1, dim2=2).copy_((q * k).sum(-1))
+    s = 1
+    while s < C:  # rows decay from their block's start, keys to their block's end, `decay` is a block's
+        later, earlier = rows.view(-1, 2, s * R, K)[:, 1], keys.view(-1, 2, s, K)[:, 0]
+        first, second = decay.view(-1, 2, 1, K).unbind(1)
+        _crossing(products, s).copy_((later @ earlier.mT).view(M, -1, s, R, s))
+        later *= first
+        earlier *= second
+        decay = first * second
+        s *= 2
+    whole.copy_(decay[:, 0])
 
 
-def _fill_gradients(
-    rows: Tensor,
-    keys: Tensor,
-    g: Tensor,
-    d_products: Tensor,
-    d_rows: Tensor,
-    d_keys: Tensor,
-    d_since: Tensor,
-    d_until: Tensor,
-) -> None:
-    """Write d_rows and d_keys, and turn d_since and d_until, the gradients of the log decays, into g's, in d_since."""
-    diagonal = d_products.diagonal(dim1=2, dim2=3).transpose(1, 2)[..., None]
-    torch.mul(diagonal, keys[:, :, None], out=d_rows)
-    torch.sum(diagonal * rows, 2, out=d_keys)
-    levels = []
-    for s, later, earlier, since_decay, until_decay in _meetings(rows, keys, g.exp(), torch.ones_like(g)):
+def _fill_gradients(*tensors: Tensor) -> None:
+    """Write the gradients of q, k and g from those of the products, the decayed rows and keys and the whole decay.
+
+    The decay from a token's block's start to it (`since`) and from it to its block's end (`until`) double with the
+    blocks; what their logarithms are owed is collected level by level, and given to g by undoing the doubling.
+    """
+    q, k, g, d_products, d_in, d_out, d_whole, d_q, d_k, d_g = tensors
+    R = d_in.shape[2]
+    rows = torch.stack((q, k)[:R], 2)
+    since, until = g.exp(), torch.ones_like(g)
+    diagonal = d_products[:, 0].diagonal(dim1=1, dim2=2)[..., None]
+    d_rows = torch.zeros_like(rows)
+    torch.mul(diagonal, k, out=d_rows[:, :, 0])
+    torch.mul(diagonal, q, out=d_k)
+    levels, s = [], 1
+    while s < k.shape[1]:
+        (since_0, since_1), (until_0, _) = _pairs(since, s), _pairs(until, s)
+        later, earlier = _pairs(rows, s)[1] * since_1[..., None, :], _pairs(k, s)[0] * until_0
         d_cross = _crossing(d_products, s).flatten(0, 1).flatten(1, 2)
         d_later = (d_cross @ earlier.flatten(0, 1)).view_as(later)
         d_earlier = (d_cross.mT @ later.flatten(0, 1).flatten(1, 2)).view_as(earlier)
-        _pairs(d_rows, s)[1].addcmul_(d_later, since_decay[..., None, :])
-        _pairs(d_keys, s)[0].addcmul_(d_earlier, until_decay)
+        _pairs(d_rows, s)[1].addcmul_(d_later, since_1[..., None, :])
+        _pairs(d_k, s)[0].addcmul_(d_earlier, until_0)
         levels.append((s, d_later.mul_(later).sum(3), d_earlier.mul_(earlier)))
-    for s, at_later, at_earlier in reversed(
-        levels
-    ):  # undo the doubling: each sum's gradient goes to what it was made of
-        (since_0, since_1), (until_0, _) = _pairs(d_since, s), _pairs(d_until, s)
+        until_0 *= since_1[:, :, -1:]
+        since_1 *= since_0[:, :, -1:]
+        s *= 2
+    d_rows.addcmul_(d_in, since[:, :, None])
+    d_k.addcmul_(d_out, until)
+    torch.mul((d_in * rows).sum(2), since, out=d_g)
+    d_g[:, -1].addcmul_(d_whole, since[:, -1])
+    d_end = (d_out * k).mul_(until)
+    for s, at_later, at_earlier in reversed(levels):  # each sum's gradient goes to what it was made of
+        (since_0, since_1), (until_0, _) = _pairs(d_g, s), _pairs(d_end, s)
         since_0[:, :, -1] += since_1.sum(2)
         since_1[:, :, -1] += until_0.sum(2)
         since_1 += at_later
         until_0 += at_earlier
+    d_q.copy_(d_rows[:, :, 0])
+    if R == 2:
+        d_k += d_rows[:, :, 1]

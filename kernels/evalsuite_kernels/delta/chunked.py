@@ -12,6 +12,7 @@ Everything but the chain of S is one large product over all chunks at once.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from evalsuite_kernels.decay import chunk_length, from_chunks, scalar_decays, to_chunks
 from evalsuite_kernels.delta.reference import step
@@ -28,41 +29,66 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, S: 
     q, k, v, beta = (to_chunks(x, C) for x in (q, k, v, beta[..., None]))
     g = None if g is None else to_chunks(g, C)
     scores, overlap, q, k_in, k_out, decay = _inside(q, k, g)
-    UW = _substitute(beta * overlap, torch.cat([beta * v, -beta * k_in], -1))  # [U -W]
-    V = v.shape[-1]
-    onward = k_out.mT @ UW  # what the chunk writes, and how it maps the state before it
-    onward[..., V:].diagonal(dim1=-2, dim2=-1).add_(decay)
-    states, S = _scan(onward[..., V:], onward[..., :V], S)
-    read = scores @ UW
-    return from_chunks(read[..., :V] + (q + read[..., V:]) @ states, T), S
+    inverse = _solve(beta * overlap, beta)
+    X, states, S = _scan(v, k_in, k_out.mT @ inverse, decay, S)
+    return from_chunks(((scores @ inverse) @ X).add_(q @ states), T), S
 
 
-def _substitute(A: Tensor, X: Tensor) -> Tensor:
-    """(I + A)^-1 X by forward substitution, A's part below the diagonal alone.
+def _solve(A: Tensor, beta: Tensor) -> Tensor:
+    """(I + A)^-1 diag(beta) by forward substitution, A's part below the diagonal alone; beta [..., C, 1].
 
-    Transposed, because the solver works on columns: rows in memory are its columns, and nothing is copied.
+    The right side is transposed, which changes nothing but its layout: the solver works on columns.
     """
-    return torch.linalg.solve_triangular(A.mT, X.mT, upper=True, left=False, unitriangular=True).mT
+    right = torch.diag_embed(beta.squeeze(-1))
+    return torch.linalg.solve_triangular(A.mT, right, upper=True, left=False, unitriangular=True).mT
 
 
-def _scan(keep: Tensor, write: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """S_n+1 = keep_n S_n + write_n for chunks [B, H, N, K, ...]: the state before each, and the last."""
-    B, H = S.shape[:2]
-    before, S = [], S.flatten(0, 1)
-    for A, b in zip(keep.flatten(0, 1).unbind(1), write.flatten(0, 1).unbind(1), strict=True):
-        before.append(S)
-        S = torch.baddbmm(b, A, S)
-    return torch.stack(before, 1).unflatten(0, (B, H)), S.unflatten(0, (B, H))
+class _Scan(torch.autograd.Function):
+    """Chunk after chunk X_n = v_n - k_n S_n and S_n+1 = decay_n S_n + write_n X_n, for chunks [N, M, ...].
+
+    Returns every X, every S but the last, and the last. Written out so that each is computed where it stays, and each
+    gradient but the states' is one product over all chunks.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, v: Tensor, k: Tensor, write: Tensor, decay: Tensor, S: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        X, states = torch.empty_like(v), S.new_empty(len(v) + 1, *S.shape)
+        states[0] = S
+        each = (x.unbind() for x in (v, k, write, decay, X, states[:-1], states[1:]))
+        for v_n, k_n, write_n, decay_n, X_n, S_n, after in zip(*each, strict=True):
+            torch.baddbmm(v_n, k_n, S_n, alpha=-1, out=X_n)
+            torch.mul(S_n, decay_n, out=after).baddbmm_(write_n, X_n)
+        ctx.save_for_backward(k, write, decay, X, states)
+        return X, states[:-1], states[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, d_X: Tensor, d_states: Tensor, d_S: Tensor) -> tuple[Tensor, ...]:
+        k, write, decay, X, states = ctx.saved_tensors  # type: ignore[attr-defined]
+        d_v, d_after = torch.empty_like(d_X), torch.empty_like(d_states)
+        for n in reversed(range(len(k))):
+            d_after[n] = d_S
+            torch.baddbmm(d_X[n], write[n].mT, d_S, out=d_v[n])
+            d_S = torch.baddbmm(d_states[n], k[n].mT, d_v[n], alpha=-1).addcmul_(d_S, decay[n])
+        before = states[:-1]
+        return d_v, -d_v @ before.mT, d_after @ X.mT, (d_after * before).sum(-1, keepdim=True), d_S
+
+
+def _scan(v: Tensor, k: Tensor, write: Tensor, decay: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_Scan` for v [N, B, H, C, V], k [N, B, H, C, K], write [N, B, H, K, C], decay [N, B, H, K], S [B, H, K, V]."""
+    X, states, last = _Scan.apply(*(x.flatten(1, 2) for x in (v, k, write, decay[..., None])), S.flatten(0, 1))
+    return X.view_as(v), states.unflatten(1, S.shape[:2]), last.view_as(S)
 
 
 def _inside(q: Tensor, k: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of chunks [B, H, N, C, K]: q.k and k.k products with decay [..., C, C], q and k decayed from its start and k
+    """Of chunks [N, B, H, C, K]: q.k and k.k products with decay [..., C, C], q and k decayed from its start and k
     decayed to its end [..., C, K], and the decay of the whole chunk [..., K]. k.k counts below the diagonal alone.
     """
     if g is not None and g.dim() == 5:
-        products, since, until = vector_products(torch.stack([q, k], -2), k, g)
-        scores, overlap = products.unbind(-3)
-        return scores, overlap, q * since, k * since, k * until, since[..., -1, :]
+        products, rows, k_out, whole = vector_products(q, k, g, overlap=True)
+        return *products.unbind(-3), *rows.unbind(-2), k_out, whole
     products = torch.cat([q, k], -2) @ k.mT
     scores, overlap = products.unflatten(-2, (2, -1)).unbind(-3)
     if g is None:

@@ -20,8 +20,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, S: Tensor) -> tup
     if g is None:
         scores, decay = (q @ k.mT).tril(), None
     elif g.dim() == 5:
-        products, since, until = vector_products(q[..., None, :], k, g)
-        scores, q, k, decay = products.squeeze(-3), q * since, k * until, since[..., -1, :, None]
+        scores, q, k, decay = vector_products(q, k, g, overlap=False)
+        scores, q, decay = scores.squeeze(-3), q.squeeze(-2), decay[..., None]
     else:
         between, since, until = scalar_decays(g)
         scores, q, k, decay = (q @ k.mT) * between, q * since, k * until, since[..., -1:, :]
@@ -31,10 +31,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, S: Tensor) -> tup
 
 
 def _scan(writes: Tensor, decay: Tensor | None, S: Tensor) -> tuple[Tensor, Tensor]:
-    """The state before every chunk [B, H, N, K, V] and the last one, from what each chunk writes and how it decays."""
+    """The state before every chunk [N, B, H, K, V] and the last one, from what each chunk writes and how it decays."""
     before = []
-    decays = None if decay is None else decay.unbind(2)
-    for n, write in enumerate(writes.unbind(2)):
+    decays = None if decay is None else decay.unbind()
+    for n, write in enumerate(writes.unbind()):
         before.append(S)
         S = S + write if decays is None else torch.addcmul(write, S, decays[n])
-    return torch.stack(before, 2), S
+    return torch.stack(before), S
