@@ -99,7 +99,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "data": dict(selection.data),
         "time": now,
         "command": shlex.join(sys.argv),
-        "versions": _versions(),
+        "versions": {**_versions(), **getattr(model, "versions", dict)()},
         "revision": revision(),
     }
     return {

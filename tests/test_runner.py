@@ -86,6 +86,20 @@ def test_a_run_and_what_it_leaves(tmp_path: Path) -> None:
     assert "seconds" not in str(run.rows[0])
 
 
+def test_the_record_names_what_computed_and_a_resume_does_not_compare_it(tmp_path: Path) -> None:
+    class OnGpu(Fake):
+        driver = "570.1"
+
+        def versions(self) -> dict[str, str]:
+            return {"driver": self.driver}
+
+    assert go(OnGpu(), tmp_path).meta["requests"][0]["versions"]["driver"] == "570.1"
+    again = OnGpu()
+    again.driver = "580.2"
+    go(again, tmp_path)
+    assert again.asked == []
+
+
 def test_again_asks_nothing_and_more_asks_the_rest(tmp_path: Path) -> None:
     go(Fake(), tmp_path)
     first = (tmp_path / "fake" / "samples.parquet").read_bytes()

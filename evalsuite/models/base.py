@@ -19,7 +19,10 @@ class Speed:
 
 @runtime_checkable
 class Model(Protocol):
-    """Answers samples. A plugin in the entry-point group `evalsuite.models` is a callable `(args: str) -> Model`."""
+    """Answers samples. A plugin in the entry-point group `evalsuite.models` is a callable `(args: str) -> Model`.
+
+    It may also have `versions()`, names and versions of what computes, which go into the run's record.
+    """
 
     name: str
     context: int  # tokens of prompt and answer that fit

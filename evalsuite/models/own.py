@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-import evalsuite_kernels
 from evalsuite.errors import UserError
 from evalsuite.models import loading
 from evalsuite.models.batching import common_prefix
@@ -17,7 +16,7 @@ from evalsuite.models.decoding import Sampling
 from evalsuite.models.engine import Ask, Engine, Job, Limits
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.records import Completion, Sample
-from evalsuite_kernels.arguments import choose
+from evalsuite_kernels import record
 
 
 class OwnModel:
@@ -54,11 +53,15 @@ class OwnModel:
             "config": hashlib.sha256(plain.encode()).hexdigest(),
             "pattern": self.model.config.pattern,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "kernels": {name: choose("auto") for name in evalsuite_kernels.__all__ if not name.endswith("slopes")},
+            "kernels": record.implementations(next(self.model.parameters()), self.model.config.head_dim),
         }
         if self.sampling.temperature:
             identity["sampling"] = {name: getattr(self.sampling, name) for name in self.sampling.__slots__}
         return identity
+
+    def versions(self) -> Mapping[str, str]:
+        """What a GPU's kernels were made with and run on; nothing of the model, and so not compared on a resume."""
+        return record.versions(next(self.model.parameters())) or {}
 
     def encode(self, text: str) -> list[int]:
         """Tokens with `<s>` first. Text that looks like a special token stays text."""

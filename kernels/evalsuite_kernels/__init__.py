@@ -1,4 +1,4 @@
-"""Attention operators in plain torch, exact and usable on their own.
+"""Attention operators in plain torch and in Triton, exact and usable on their own.
 
 Two recurrences make eight published models; the gate's shape is the architecture:
 
@@ -14,7 +14,8 @@ size] are its C and B, v [B, T, heads, head dim] its input times the step dt [B,
 its gate.
 
 `full_attention` is softmax attention, `short_convolution` the few-token convolution in front of most recurrent layers.
-Each family's `reference.py` is its definition, `chunked.py` the fast form; `impl=` picks one.
+Each family's `reference.py` is its definition, `chunked.py` the fast form in torch, "triton" that on a GPU (`fused.py`
+for both recurrences, `full/triton.py`); `impl=` picks one.
 """
 
 from evalsuite_kernels.conv import short_convolution

@@ -1,20 +1,46 @@
 """What the operators share at the door: shapes, dtypes, the choice of implementation, packed sequences."""
 
+import importlib.util
+import os
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+LARGEST = 256  # head dim of the Triton kernels
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+# Triton's kernels then run on a CPU, slowly; Triton reads the variable when it is imported, as this does
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "on", "true"}
 
 
-def choose(impl: str) -> str:
-    """The implementation to run: "auto" is "chunked"."""
+def choose(impl: str, *tensors: Tensor | None, widest: int = 0, most: int = LARGEST) -> str:
+    """The implementation to run on these tensors and heads of `widest`, where Triton takes `most`: "auto" is "triton"
+    on a GPU if it can.
+
+    Raises:
+        ValueError: an unknown impl, or "triton" where it cannot run.
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"unknown impl {impl!r}; known: {', '.join(IMPLEMENTATIONS)}")
-    if impl == "triton":
-        raise ValueError("impl='triton' is not available in this build; use impl='auto' or 'chunked'")
-    return "chunked" if impl == "auto" else impl
+    given = [x for x in tensors if x is not None]
+    if impl == "auto":
+        return "triton" if given[0].is_cuda and _obstacle(given, widest, most) is None else "chunked"
+    if impl == "triton" and (obstacle := _obstacle(given, widest, most)):
+        raise ValueError(f"impl='triton' cannot run here: {obstacle}; use impl='auto' or 'chunked'")
+    return impl
+
+
+def _obstacle(tensors: list[Tensor], widest: int, most: int) -> str | None:
+    if not INSTALLED:
+        return "the package triton is not installed"
+    for x in tensors:
+        if not x.is_cuda and not INTERPRETED:
+            return f"it needs a GPU, and a tensor is on {x.device.type}"
+        if x.dtype not in {torch.bfloat16, torch.float16, torch.float32}:
+            return f"it takes bf16, fp16 and fp32, not {x.dtype}"
+    return f"head dims may reach {most}, not {widest}" if widest > most else None
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

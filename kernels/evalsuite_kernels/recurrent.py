@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import compute_dtype, expect, offsets
+from evalsuite_kernels.arguments import LARGEST, choose, compute_dtype, expect, offsets
 
 # (*inputs, state) -> (o, state): every input [B, T, HV, ...] in the compute dtype, q already scaled
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -17,15 +17,15 @@ SEGMENT = {"cpu": 2**19}  # elements of q that run at once: a CPU's cache, by me
 
 
 def run(
-    form: Form,
+    forms: dict[str, Form],
+    impl: str,
     inputs: Sequence[Tensor | None],
     *,
     scale: float | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-    token_by_token: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run `form` over inputs (q, k, v, g) or (q, k, v, g, beta) as the caller gave them.
+    """Run the form that `impl` names over inputs (q, k, v, g) or (q, k, v, g, beta) as the caller gave them.
 
     Where `form` is not token by token, long sequences run in segments, packed ones of like length as a padded batch.
     Returns o [B, T, HV, V] in v's dtype and the final state [N, HV, K, V].
@@ -34,6 +34,17 @@ def run(
     assert q is not None
     assert v is not None
     B, T, _, K = q.shape
+    scale = K**-0.5 if scale is None else scale
+    k, (g, beta) = inputs[1], [*inputs[3:], None][:2]
+    # a delta rule under a gate per channel keeps three tiles of a chunk in shared memory, the others two
+    most = 128 if beta is not None and g is not None and g.dim() == 4 else LARGEST
+    name = choose(impl, *inputs, initial_state, widest=max(K, v.shape[3]), most=most)
+    if name == "triton":
+        from evalsuite_kernels.fused import recurrence
+
+        assert k is not None
+        return recurrence(q, k, v, g, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    form, token_by_token = forms[name], name == "reference"
     bounds = None if cu_seqlens is None else offsets(cu_seqlens, B, T)
     N, HV, V = B if bounds is None else len(bounds) - 1, v.shape[2], v.shape[3]
     dtype = compute_dtype(*inputs, initial_state)
@@ -43,7 +54,7 @@ def run(
         expect("initial_state", initial_state, N, HV, K, V)
         state = initial_state.to(dtype)
     ready = [x.expand(1, T, -1) if x is not None and x.dim() == 1 else x for x in inputs]  # a fixed decay, over time
-    form = partial(_prepared, form, K**-0.5 if scale is None else scale, dtype)
+    form = partial(_prepared, form, scale, dtype)
     if not token_by_token:
         form = partial(_in_segments, form)
     with torch.autocast(q.device.type, enabled=False):  # the recurrence is kept in fp32 whatever surrounds it

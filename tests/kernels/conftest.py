@@ -8,15 +8,15 @@ import torch
 def _poisoned_memory(monkeypatch):
     """Memory that was never written reads as NaN, so that nobody lives off what a fresh page happens to hold."""
 
-    def poison(name):
-        make = getattr(torch, name)
+    def poison(place, name):
+        make = getattr(place, name)
 
         def poisoned(*args, **kwargs):
             x = make(*args, **kwargs)
             return x.fill_(torch.nan) if x.is_floating_point() else x
 
-        monkeypatch.setattr(torch, name, poisoned)
+        monkeypatch.setattr(place, name, poisoned)
 
-    for name in ("empty", "empty_like", "empty_strided"):
-        poison(name)
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")):
+        poison(place, name)
     torch.manual_seed(0)

@@ -164,7 +164,6 @@ def test_half_precision():
         (8, 8, {"key_lengths": torch.tensor([8, 9])}, "0 .. 8"),
         (8, 8, {"key_lengths": torch.tensor([8])}, "key_lengths must have shape"),
         (8, 8, {"impl": "flash"}, "unknown impl"),
-        (8, 8, {"impl": "triton"}, "not available"),
     ],
 )
 def test_mistakes_are_named(T, S, options, message):

@@ -475,6 +475,9 @@ def test_what_the_model_says_of_itself() -> None:
     before = dict(model.identity())
     assert before == dict(OwnModel("other name", tiny("KSF"), TOKENIZER).identity())
     assert (before["pattern"], before["dtype"]) == ("KSF", "float64")
+    operators = ("full_attention", "linear_attention", "delta_rule", "short_convolution")
+    assert before["kernels"] == dict.fromkeys(operators, "chunked")
+    assert model.versions() == {}
     with torch.no_grad():
         lm.lm_head.weight[0, 0] += 1
     assert dict(OwnModel("tiny", lm, TOKENIZER).identity())["weights"] != before["weights"]

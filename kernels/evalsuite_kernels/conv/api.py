@@ -39,7 +39,9 @@ def short_convolution(
     Raises:
         ValueError: shapes that do not fit, wrong bounds, or an unknown impl.
     """
-    form = FORMS[choose(impl)]
+    if impl == "triton":
+        raise ValueError("impl='triton' cannot run here: the short convolution has none; use impl='auto' or 'chunked'")
+    form = FORMS["chunked" if impl == "auto" else choose(impl, x)]
     expect("x", x, "B", "T", "D")
     B, T, D = x.shape
     expect("weight", weight, D, "W")

@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose
 from evalsuite_kernels.delta.chunked import chunked
 from evalsuite_kernels.delta.reference import recurrence
 from evalsuite_kernels.recurrent import check, run
@@ -36,7 +35,7 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
         initial_state: [N, HV, K, V]; N is B, or the number of packed sequences.
         output_final_state: also return the state after the last token.
         cu_seqlens: integers [N + 1], bounds of sequences packed along T; B must be 1. Empty sequences are allowed.
-        impl: "auto", "reference" (token by token) or "chunked".
+        impl: "auto", "reference" (token by token), "chunked" or "triton".
 
     Returns:
         o [B, T, HV, V] in v's dtype, and the final state [N, HV, K, V] in fp32 (fp64 if any input is) or None.
@@ -44,14 +43,13 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
     Raises:
         ValueError: shapes that do not fit, wrong bounds, or an unknown impl.
     """
-    form = FORMS[name := choose(impl)]
     check(q, k, v, g, beta)
     o, state = run(
-        form,
+        FORMS,
+        impl,
         (q, k, v, g, beta),
         scale=scale,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
-        token_by_token=name == "reference",
     )
     return o, state if output_final_state else None

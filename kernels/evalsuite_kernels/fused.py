@@ -1,0 +1,297 @@
+"""Launches the Triton kernels of `chunk_kernels.py` as torch operators with gradients, for both recurrences.
+
+Launch settings are fixed by dtype and head size alone, never by batch, heads or length: neither are results.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evalsuite_kernels import chunk_kernels as kernels
+from evalsuite_kernels.arguments import INTERPRETED, expect, offsets
+from evalsuite_kernels.decode import decode_step
+
+CHUNK = 64
+TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+# Warps of each kernel and columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a scan
+# of one stage nor blocks narrower than these with four warps: there the compiled wgmma reads wrong shared memory.
+SETTINGS = {
+    "channel_gates": {"BK": 128, "num_warps": 4},
+    "channel_products": {"BK": 32, "num_warps": 2, "num_stages": 3},
+    "head_products": {"BK": 64, "num_warps": 4},
+    "solve": {"num_warps": 1},
+    "scan": {"BV": 32, "STAGES": 2, "num_warps": 4},
+    "scan_back": {"BV": 32, "STAGES": 3, "num_warps": 4},
+    "inside_back": {"BK": 64, "BV": 64, "num_warps": 8, "num_stages": 1},
+}
+
+
+def recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    *,
+    scale: float,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`delta_rule`, or without beta `linear_attention`: o [B, T, HV, V] in v's dtype and the last states in fp32."""
+    B, T, _, K = q.shape
+    HV, V = v.shape[2:]
+    N = B if cu_seqlens is None else len(offsets(cu_seqlens, B, T)) - 1
+    if initial_state is None:
+        initial_state = v.new_zeros(N, HV, K, V, dtype=torch.float32)
+    else:
+        expect("initial_state", initial_state, N, HV, K, V)
+    if T == 0 or N == 0:
+        return v.new_zeros(v.shape), initial_state.float()
+    if T == 1 and cu_seqlens is None and not torch.is_grad_enabled():
+        state = initial_state.float().clone(memory_format=torch.contiguous_format)
+        gate = g if g is None or g.dim() == 1 else g[:, 0]
+        step = (q[:, 0], k[:, 0], v[:, 0], gate, None if beta is None else beta[:, 0], state)
+        return decode_step(*step, scale=scale)[:, None], state
+    return torch.ops.evalsuite.recurrence(q, k, v, g, beta, initial_state.float(), cu_seqlens, scale)
+
+
+class _Plan(NamedTuple):
+    """Chunks: the first token and the end of each, and the first chunk of each sequence, as int32 tensors."""
+
+    starts: Tensor
+    stops: Tensor
+    firsts: Tensor
+
+
+def _plan(bounds: Sequence[int], device: torch.device) -> _Plan:
+    starts: list[int] = []
+    stops: list[int] = []
+    firsts = [0]
+    for a, b in pairwise(bounds):
+        starts += range(a, b, CHUNK)
+        stops += [b] * -(-(b - a) // CHUNK)
+        firsts.append(len(starts))
+    return _Plan(*(torch.tensor(x, dtype=torch.int32, device=device) for x in (starts, stops, firsts)))
+
+
+@cache  # for good: a CUDA graph that was captured goes on reading it
+def _even_plan(B: int, T: int, device: torch.device) -> _Plan:
+    return _plan(range(0, B * T + 1, T), device)
+
+
+class _Run:
+    """One call's tensors and constants, and what the forward and the backward pass both need."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None,
+        beta: Tensor | None,
+        S: Tensor,
+        cu: Tensor | None,
+        scale: float,
+    ) -> None:
+        B, T, self.H, self.K = q.shape
+        self.HV, self.V = v.shape[2:]
+        self.plan = _even_plan(B, T, q.device) if cu is None else _plan(cu.tolist(), q.device)
+        self.q, self.k, self.v, self.scale = q.contiguous(), k.contiguous(), v.contiguous(), scale
+        self.g = None if g is None else g.contiguous()
+        self.beta = None if beta is None else beta.contiguous()
+        self.KP, self.VP = (max(16, triton.next_power_of_2(x)) for x in (self.K, self.V))
+        self.S = self.padded(S)
+        half = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
+        self.dtype = torch.float32 if INTERPRETED and half == torch.bfloat16 else half
+        self.chunks, self.N = len(self.plan.starts), len(self.plan.firsts) - 1
+        self.gate = 0 if g is None else 2 if g.dim() == 4 else 1
+        # three products of tf32 keep what fp32 has, and compile in a tenth of the time of fp32's own; the interpreter
+        # knows fp32 alone
+        exactly = "ieee" if INTERPRETED else "tf32x3"
+        self.precision = exactly if self.dtype == torch.float32 else "tf32"
+        exact = {"DOT": TYPES[self.dtype], "PRECISION": self.precision}
+        self.shared: dict[str, Any] = {"KP": self.KP, "GATE": self.gate, "DELTA": beta is not None, **exact}
+        self._prepare()
+
+    def padded(self, S: Tensor) -> Tensor:
+        """A state [N, HV, K, V] for the kernels: [N, HV, KP, VP]."""
+        return F.pad(S, (0, self.VP - self.V, 0, self.KP - self.K)).contiguous()
+
+    def buffer(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.q.new_empty(self.HV, self.chunks, *shape, dtype=dtype or self.dtype)
+
+    def _prepare(self) -> None:
+        starts, stops, _ = self.plan
+        delta, sizes = self.beta is not None, (self.scale, self.chunks, self.H, self.HV, self.K)
+        exact = torch.float64 if self.dtype == torch.float32 else torch.float32
+        self.P = self.buffer(CHUNK, CHUNK)
+        self.B = self.buffer(CHUNK, CHUNK, dtype=torch.float32) if delta else None
+        self.G = self.Qs = self.Kd = self.Kg = None
+        grid = (self.chunks, self.HV)
+        shared = {name: value for name, value in self.shared.items() if name != "GATE"}
+        if self.gate == 2:
+            self.G = self.buffer(CHUNK, self.KP, dtype=exact)
+            self.Qs, self.Kg = self.buffer(CHUNK, self.KP), self.buffer(CHUNK, self.KP)
+            self.Kd = self.buffer(CHUNK, self.KP) if delta else None
+            kernels.channel_gates[grid](
+                self.q, self.k, self.g, starts, stops, self.G, self.P, self.Qs, self.Kd, self.Kg, *sizes,
+                KP=self.KP, DELTA=delta, DOT=shared["DOT"], **self._settings("channel_gates"),
+            )  # fmt: skip
+            kernels.channel_products[grid](
+                self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
+                **shared, **self._settings("channel_products"),
+            )  # fmt: skip
+        else:
+            if self.g is not None:
+                self.G = self.buffer(CHUNK, dtype=exact)
+                strides = (0, 1) if self.g.dim() == 1 else (self.HV, 1)
+                kernels.head_gates[grid](self.g, self.G, starts, stops, self.chunks, *strides, num_warps=1)
+            kernels.head_products[grid](
+                self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
+                **self.shared, **self._settings("head_products"),
+            )  # fmt: skip
+        self.T = self.each = None
+        if delta:
+            self.T, self.each = self.buffer(CHUNK, CHUNK), self.buffer(CHUNK, dtype=torch.float32)
+            kernels.solve[(self.chunks, self.HV)](
+                self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV,
+                PRECISION="ieee" if INTERPRETED else "tf32x3", **SETTINGS["solve"],
+            )  # fmt: skip
+
+    def _settings(self, kernel: str) -> dict[str, int]:
+        """The kernel's settings, its blocks no wider than the heads.
+
+        Below 64 columns Triton 3.6's wgmma reads outside its shared memory (seen by compute-sanitizer on an H200): two
+        warps take the older tensor core instructions. Above 128 a third stage does not fit.
+        """
+        most = {"BK": self.KP, "BV": self.VP, "STAGES": 2 if max(self.KP, self.VP) > 128 else 8}
+        if min(self.KP, self.VP) < 64:
+            most["num_warps"] = 2
+        return {name: min(value, most.get(name, value)) for name, value in SETTINGS[kernel].items()}
+
+    def forward(self, *, keep: bool) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+        """o, the last states, and with `keep` (and no o) each chunk's state, X and R."""
+        o = None if keep else torch.empty_like(self.v)
+        S = torch.empty_like(self.S)
+        delta = self.beta is not None
+        kept: list[Tensor | None] = [None] * 3
+        if keep:
+            kept = [self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None]
+            kept.append(self.buffer(CHUNK, self.VP))
+        settings = self._settings("scan")
+        kernels.scan[(self.VP // settings["BV"], self.HV, self.N)](
+            self.q, self.k, self.v, self.each, self.G, self.P, self.T, self.Qs, self.Kd, self.Kg, self.S, *self.plan,
+            o, S, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
+            VP=self.VP, KEEP=keep, **self.shared, **settings,
+        )  # fmt: skip
+        return o, S[..., : self.K, : self.V].contiguous(), kept
+
+    def backward(self, d_o: Tensor, d_S: Tensor) -> list[Tensor]:
+        """The gradients of q, k, v, g, beta and the initial state."""
+        _, _, (states, X, R) = self.forward(keep=True)
+        d_o, d_S = d_o.contiguous(), self.padded(d_S.float())
+        delta = self.beta is not None
+        d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
+        d_states, d_R = self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None
+        settings = self._settings("scan_back")
+        kernels.scan_back[(self.VP // settings["BV"], self.HV, self.N)](
+            self.q, self.k, d_o, self.each, self.G, self.P, self.T, self.Qs, self.Kd, self.Kg, d_S, *self.plan,
+            d_v, d_S0, d_states, d_R, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
+            VP=self.VP, **self.shared, **settings,
+        )  # fmt: skip
+        B, T = self.q.shape[:2]
+        group = self.HV // self.H
+        kind = self.q.dtype if group == 1 else torch.float32
+        d_q, d_k = (self.q.new_empty(B, T, self.HV, self.K, dtype=kind) for _ in range(2))
+        d_g = None
+        if self.g is not None:
+            tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)
+            d_g = self.q.new_empty(tokens, dtype=torch.float32 if self.g.dim() == 1 else self.g.dtype)
+        d_beta = torch.empty_like(self.beta) if self.beta is not None else None
+        kernels.inside_back[(self.chunks, self.HV)](
+            self.q, self.k, self.each, self.G, d_o, d_v, self.B, self.T, states, d_states, X, R, d_R,
+            self.plan.starts, self.plan.stops, d_q, d_k, d_g, d_beta,
+            self.scale, self.chunks, self.H, self.HV, self.K, self.V,
+            VP=self.VP, **self.shared, **self._settings("inside_back"),
+        )  # fmt: skip
+        if group > 1:
+            d_q, d_k = (x.unflatten(2, (self.H, group)).sum(3) for x in (d_q, d_k))
+        if d_g is not None and self.g is not None and self.g.dim() == 1:
+            d_g = d_g.sum((0, 1))
+        d_g = self.q.new_empty(0) if d_g is None or self.g is None else d_g.to(self.g.dtype)
+        d_beta = self.q.new_empty(0) if d_beta is None else d_beta
+        d_S0 = d_S0[..., : self.K, : self.V].contiguous()
+        return [d_q.to(self.q.dtype), d_k.to(self.k.dtype), d_v, d_g, d_beta, d_S0]
+
+
+@torch.library.custom_op("evalsuite::recurrence", mutates_args=())
+def _recurrence(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor, cu: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    o, last, _ = _Run(q, k, v, g, beta, S, cu, scale).forward(keep=False)
+    assert o is not None
+    return o, last
+
+
+@_recurrence.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor, cu: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), torch.empty_like(S)
+
+
+@torch.library.custom_op("evalsuite::recurrence_back", mutates_args=())
+def _recurrence_back(  # noqa: PLR0913, PLR0917 - the forward pass's arguments and two gradients
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    S: Tensor,
+    cu: Tensor | None,
+    scale: float,
+    d_o: Tensor,
+    d_S: Tensor,
+) -> list[Tensor]:
+    return _Run(q, k, v, g, beta, S, cu, scale).backward(d_o, d_S)
+
+
+@_recurrence_back.register_fake
+def _(  # noqa: PLR0913, PLR0917
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    S: Tensor,
+    cu: Tensor | None,
+    scale: float,
+    d_o: Tensor,
+    d_S: Tensor,
+) -> list[Tensor]:
+    return [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (q, k, v, g, beta, S)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, scale = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.scale = scale
+
+
+def _backward(ctx: Any, d_o: Tensor | None, d_S: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, g, beta, S, cu = ctx.saved_tensors
+    d_o = v.new_zeros(v.shape) if d_o is None else d_o
+    d_S = torch.zeros_like(S) if d_S is None else d_S
+    grads = torch.ops.evalsuite.recurrence_back(q, k, v, g, beta, S, cu, ctx.scale, d_o, d_S)
+    d_q, d_k, d_v, d_g, d_beta, d_S0 = grads
+    return d_q, d_k, d_v, None if g is None else d_g, None if beta is None else d_beta, d_S0, None, None
+
+
+_recurrence.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,63 @@
+"""What a record of results says of the operators: which implementation runs, and what compiled and drove it."""
+
+import subprocess
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from evalsuite_kernels.arguments import choose
+from evalsuite_kernels.full import dispatch
+
+
+def implementations(x: Tensor, widest: int = 0) -> dict[str, str]:
+    """Operator -> what impl="auto" runs without gradients for tensors like x and heads of up to `widest`.
+
+    Softmax attention goes by the shapes of a call: "chunked; window: triton" names the exceptions (`full.dispatch`).
+    """
+    name = choose("auto", x, widest=widest)
+    others = dispatch.FASTER if name == "triton" else {}
+    exceptions = sorted(f"{kind}: {impl}" for (kind, size), impl in others.items() if size == x.itemsize)
+    full = "; ".join(["chunked", *exceptions])
+    return {"full_attention": full, "linear_attention": name, "delta_rule": name, "short_convolution": "chunked"}
+
+
+def versions(x: Tensor) -> dict[str, str] | None:
+    """Of all that makes and runs kernels on x's device: {"triton", "ptxas", "cuda", "driver", "gpu"}; None on a CPU."""
+    if not x.is_cuda:
+        return None
+    driver = output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) or "unknown"
+    return {
+        "triton": version("triton") or "not installed",
+        "ptxas": _ptxas(x.device),
+        "cuda": torch.version.cuda or torch.version.hip or "unknown",
+        "driver": driver.partition("\n")[0],
+        "gpu": torch.cuda.get_device_name(x.device),
+    }
+
+
+def _ptxas(device: torch.device) -> str:
+    """The version of the assembler that Triton takes for this GPU, by its own word."""
+    major, minor = torch.cuda.get_device_capability(device)
+    try:
+        from triton.backends.nvidia.compiler import get_ptxas
+
+        return str(get_ptxas(10 * major + minor).version)
+    except (ImportError, AttributeError, TypeError, RuntimeError):  # no public API: it may move
+        return "unknown"
+
+
+def version(package: str) -> str | None:
+    """Of an installed package, else None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def output(command: list[str]) -> str:
+    """What a command prints; "" if it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,57 @@
+"""`python -m evalsuite_kernels.sweep --out DIR`: see the package."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from evalsuite_kernels.sweep.common import Report, environment, machine
+
+SECTIONS = ("correctness", "bitwise", "speed", "decode", "start")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Prove and time the GPU kernels; writes JSON and a figure.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--budget-seconds", type=float, default=3600.0, help="for each section")
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--impl", default="", help="default: triton on CUDA, chunked on a CPU")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script itself")
+    parser.add_argument("--gate", choices=("bf16", "fp32"), default="bf16", help="vector gates in speed")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    impl = args.impl or ("triton" if args.device == "cuda" else "chunked")
+    only = [name for name in args.only if args.device == "cuda" or name in {"correctness", "bitwise"}]
+    torch.manual_seed(0)
+    (args.out / "environment.json").write_text(json.dumps(environment(), indent=1))
+    rates = machine() if args.device == "cuda" and {"speed", "decode"} & set(only) else {}
+    passed = True
+    for name in only:
+        report = Report(args.out / f"{name}.json", args.budget_seconds, args.match)
+        report.about = rates if name in {"speed", "decode"} else {}
+        if name in {"correctness", "bitwise"}:
+            from evalsuite_kernels.sweep import exact
+
+            passed &= getattr(exact, name)(report, impl, args.device, args.tiny)
+        elif name == "speed":
+            from evalsuite_kernels.sweep import speed
+
+            speed.speed(report, rates, {"bf16": torch.bfloat16, "fp32": torch.float32}[args.gate], args.tiny)
+            speed.figure(report.rows, rates, args.out / "roofline.png")
+        elif name == "decode":
+            from evalsuite_kernels.sweep import steps
+
+            steps.decode(report, rates, args.tiny)
+        else:
+            from evalsuite_kernels.sweep import start
+
+            start.start(report)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

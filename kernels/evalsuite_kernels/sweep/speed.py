@@ -1,0 +1,211 @@
+"""Times beside flash-linear-attention and torch's SDPA in one process, with the roofline of every row.
+
+Bytes: each input read once and each output written once (backward: inputs and the output's gradient read, the inputs'
+gradients written). FLOPs per token and head, by dense tiles of chunks of C = 64 (shared/spec/kernels.md §5): delta rule
+6 d^2 + 10 C d, linear attention 4 d^2 + 4 C d; causal softmax 2 T d; a backward pass costs two forward passes, softmax
+attention's two and a half. The roofline is the slower of bytes at the copy bandwidth and FLOPs at the matmul rate.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from evalsuite_kernels.sweep.common import (
+    OPERATORS,
+    Inputs,
+    Report,
+    Row,
+    attend,
+    brief,
+    call,
+    half_lives,
+    inputs,
+    milliseconds,
+)
+
+CHUNK = 64
+SETS = 3  # sets of inputs taken in turn
+SHAPES = [(1, 8192, 32), (1, 32768, 32), (1, 131072, 32), (8, 4096, 16)]  # B, T, H
+Run = Callable[[Inputs], Tensor]
+
+
+def peer(op: str) -> Run:
+    """flash-linear-attention's operator: o of {q, k, v, g, beta}."""
+    if op in {"kda", "gdn"}:
+        place, name = {"kda": ("kda", "chunk_kda"), "gdn": ("gated_delta_rule", "chunk_gated_delta_rule")}[op]
+        delta = getattr(import_module(f"fla.ops.{place}"), name)
+        return lambda x: delta(x["q"], x["k"], x["v"], g=x["g"], beta=x["beta"])[0]
+    if op == "gla":
+        gla = import_module("fla.ops.gla").chunk_gla
+        return lambda x: gla(x["q"], x["k"], x["v"], x["g"])[0]
+    simple = import_module("fla.ops.simple_gla").chunk_simple_gla  # fla's Lightning has slopes other than MiniMax's
+    return lambda x: simple(x["q"], x["k"], x["v"], g_gamma=x["g"], scale=1.0)[0]
+
+
+def cost(op: str, x: Inputs, backward: bool) -> tuple[float, float]:
+    """Bytes and FLOPs."""
+    q, v = x["q"], x["v"]
+    assert q is not None
+    assert v is not None
+    (B, T, H, d), HV = q.shape, v.shape[2]
+    read = sum(t.nbytes for t in x.values() if t is not None)
+    if op == "full":
+        flops = 2.0 * B * T * T * H * d
+        return read + q.nbytes + (2 * read + q.nbytes if backward else 0), flops * (3.5 if backward else 1)
+    each = 6 * d * d + 10 * CHUNK * d if OPERATORS[op][0] == "delta" else 4 * d * d + 4 * CHUNK * d
+    flops = float(B * T * HV * each)
+    return read + v.nbytes + (2 * read + v.nbytes if backward else 0), flops * (3 if backward else 1)
+
+
+def rooflined(row: Row, bytes_: float, flops: float, rates: dict[str, float]) -> Row:
+    floor = {"bytes": bytes_ / rates["copy_bytes_per_s"] * 1e3, "flops": flops / rates["matmul_flop_per_s"] * 1e3}
+    bound = max(floor, key=lambda name: floor[name])
+    counted = {"bytes": bytes_, "flops": flops, "roofline_ms": floor[bound], "bound": bound}
+    return row | counted | {"roofline": floor[bound] / row["ms"]}
+
+
+def step(run: Run, x: Inputs, towards: Tensor, backward: bool) -> Callable[[], Any]:
+    """One call: forward, or forward and backward from the output's gradient `towards`."""
+    if not backward:
+        return lambda: run(x)
+    leaves = {n: t.detach().requires_grad_() for n, t in x.items() if t is not None and t.dim() > 1}
+
+    def both() -> Any:
+        return torch.autograd.grad(run({**x, **leaves}), list(leaves.values()), towards, allow_unused=True)
+
+    return both
+
+
+def compare(
+    op: str, runs: dict[str, Run | Exception], sets: list[Inputs], backward: bool, rates: dict[str, float]
+) -> list[Row]:
+    """A row for each of `runs`, which take turns; the first is ours. What fails leaves its error as text."""
+    rows: dict[str, Row] = {}
+    calls: dict[str, list[Callable[[], Any]]] = {}
+    first: list[Tensor] = []
+    towards = [torch.randn_like(v) for v in (x["v"] for x in sets) if v is not None]
+    for impl, run in runs.items():
+        try:
+            if isinstance(run, Exception):
+                raise run
+            each = [step(run, x, d, backward) for x, d in zip(sets, towards, strict=True)]
+            began = time.perf_counter()
+            result = each[0]()
+            torch.cuda.synchronize()
+            rows[impl] = {"first_call_seconds": round(time.perf_counter() - began, 3)}
+            tensors = [t.float() for t in (result if backward else [result])]
+            first = first or tensors
+            rows[impl]["differs"] = max(  # from ours, by the norm: the worst of o or of all gradients
+                ((a - b).norm() / b.norm()).item() for a, b in zip(tensors, first, strict=True)
+            )
+            calls[impl] = each
+            del result, tensors
+        except Exception as problem:  # an absent or failing peer is a result
+            rows[impl] = {"error": brief(problem)}
+        torch.cuda.empty_cache()
+    first.clear()
+    bytes_, flops = cost(op, sets[0], backward)
+    with torch.set_grad_enabled(backward):
+        for impl, times in milliseconds(calls).items():
+            rows[impl] |= rooflined(times, bytes_, flops, rates)
+    ours = next(iter(rows.values())).get("ms")
+    for impl, row in rows.items():
+        row["impl"] = impl
+        if ours and "ms" in row:
+            row["times_as_fast"] = row["ms"] / ours  # how many times as fast as this one ours is
+    q = sets[0]["q"]
+    assert q is not None
+    shape = dict(zip("BTHD", q.shape, strict=True))
+    about = shape | {"op": op, "dtype": str(q.dtype).removeprefix("torch."), "half_lives": half_lives(sets[0].get("g"))}
+    return [about | {"backward": backward} | row for row in rows.values()]
+
+
+def recurrent(
+    op: str, B: int, T: int, H: int, D: int, backward: bool, gate: torch.dtype, rates: dict[str, float]
+) -> list[Row]:
+    sets = [inputs(op, B, T, H, D, regime="softplus", gate_dtype=gate) for _ in range(SETS)]
+    runs: dict[str, Run | Exception] = {"ours": lambda x: call(op, x, "triton")[0]}
+    try:
+        runs["fla"] = peer(op)
+    except Exception as problem:  # not installed, or not on this machine
+        runs["fla"] = problem
+    return compare(op, runs, sets, backward, rates)
+
+
+def full(B: int, T: int, H: int, D: int, backward: bool, rates: dict[str, float]) -> list[Row]:
+    sets: list[Inputs] = [
+        {n: torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16) for n in "qkv"} for _ in range(SETS)
+    ]
+
+    def ours(impl: str, x: Inputs) -> Tensor:
+        q, k, v = x["q"], x["k"], x["v"]
+        assert q is not None and k is not None and v is not None  # noqa: PT018
+        return attend(q, k, v, impl)
+
+    def sdpa(backend: SDPBackend, x: Inputs) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (x["q"], x["k"], x["v"]) if t is not None)
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    runs: dict[str, Run | Exception] = {"ours": partial(ours, "triton"), "auto": partial(ours, "auto")}
+    backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+    runs |= {f"sdpa {backend.name.lower()}": partial(sdpa, backend) for backend in backends}
+    return compare("full", runs, sets, backward, rates)
+
+
+def speed(report: Report, rates: dict[str, float], gate: torch.dtype, tiny: bool) -> None:
+    """Fill the report: KDA first, forward before backward, short before long."""
+    D = 128
+    shapes = [(1, 512, 4)] if tiny else SHAPES
+    jobs: list[tuple[str, tuple[int, int, int], bool]] = [("kda", s, b) for b in (False, True) for s in shapes]
+    jobs += [(op, s, False) for op in ("gdn", "gla", "lightning") for s in shapes]
+    jobs += [
+        ("full", s, b) for b in (False, True) for s in ([(1, 512, 4)] if tiny else [(1, 8192, 32), (1, 32768, 32)])
+    ]
+    jobs += [(op, s, True) for op in ("gdn", "gla", "lightning") for s in shapes]
+    for op, (B, T, H), backward in jobs:
+        name = f"{op} B{B} T{T} H{H} {'both' if backward else 'forward'}"
+        if op == "full":
+            report.add(name, partial(full, B, T, H, D, backward, rates))
+        else:
+            report.add(name, partial(recurrent, op, B, T, H, D, backward, gate, rates))
+    report.close()
+
+
+def figure(rows: list[Row], rates: dict[str, float], path: Path) -> None:
+    """Attained FLOP/s over FLOPs per byte, below the roof that this machine showed."""
+    try:
+        Figure = import_module("matplotlib.figure").Figure
+    except ImportError:
+        print(f"{path.name} left out: matplotlib is not installed (pip install matplotlib)")
+        return
+    timed = [row for row in rows if "ms" in row]
+    if not timed:
+        return
+    drawing = Figure(figsize=(9, 6))
+    axes = drawing.add_subplot()
+    ridge = rates["matmul_flop_per_s"] / rates["copy_bytes_per_s"]
+    far = max(ridge * 4, *(row["flops"] / row["bytes"] * 2 for row in timed))
+    axes.plot([1, ridge, far], [rates["copy_bytes_per_s"] / 1e12, *[rates["matmul_flop_per_s"] / 1e12] * 2], "k-")
+    for impl in dict.fromkeys(row["impl"] for row in timed):
+        own = [row for row in timed if row["impl"] == impl]
+        axes.scatter(
+            [row["flops"] / row["bytes"] for row in own],
+            [row["flops"] / row["ms"] / 1e9 for row in own],
+            label=impl,
+            s=18,
+        )
+    for row in (row for row in timed if row["impl"] == "ours"):
+        at = (row["flops"] / row["bytes"], row["flops"] / row["ms"] / 1e9)
+        axes.annotate(row["name"].replace(" forward", ""), at, fontsize=5)
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="TFLOP/s")
+    axes.legend(fontsize=7)
+    drawing.savefig(path, dpi=150, bbox_inches="tight")

@@ -1,0 +1,215 @@
+"""The Triton kernels of both recurrences against their definition in fp64: on a GPU, or in Triton's interpreter."""
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+
+from evalsuite_kernels import delta_rule, linear_attention
+from recurrence_cases import GATES, OPERATORS, assert_close, call, make, state, with_gradients
+
+fused = pytest.importorskip("evalsuite_kernels.fused")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EVERY = list(product(OPERATORS, GATES))
+SOME = [(delta_rule, "vector"), (linear_attention, "head")]
+SHORT = {"B": 1, "H": 1, "HV": 1, "K": 16, "V": 16}
+
+
+def on(x, dtype=torch.float32):
+    return {n: None if t is None else t.to(DEVICE, dtype) for n, t in x.items()}
+
+
+def small(T, gate, **options):
+    return on(make(T, gate, **(SHORT | options)))
+
+
+def begin(N=1, HV=1, K=16, V=16):
+    return state(HV, K, V, N).to(DEVICE, torch.float32)
+
+
+def agree(operator, x, S, relative=1e-5):
+    """Output, final state and all gradients are those of the definition in fp64, on the numbers given.
+
+    Where all gates forget everything a gate's gradient is 1e-87, and the difference of sums that it is computed as is
+    rounding: `near` measures that by the largest tensor.
+    """
+    exact = {n: None if t is None else t.double() for n, t in x.items()}
+    want = with_gradients(operator, exact, S.double(), "reference")
+    near(with_gradients(operator, x, S, "triton"), want, relative)
+
+
+def near(got, want, relative):
+    assert len(got) == len(want)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        error, size = (a.double() - b).norm(), b.norm()
+        allowed = relative * size if size > 1e-30 or not b.numel() else 1e-6 * max(w.norm() for w in want)
+        assert a.shape == b.shape
+        assert error <= allowed, f"tensor {i}: {error.item():.1e} of {size.item():.1e}"
+
+
+def piece(x, part):
+    return {n: t if t is None or t.dim() == 1 else t[:, part] for n, t in x.items()}
+
+
+def ours(operator, x, **options):
+    return call(operator, x, impl="triton", **options)
+
+
+@pytest.mark.parametrize(("operator", "gate"), EVERY)
+def test_it_is_the_recurrence(operator, gate):
+    agree(operator, small(130, gate), begin())
+
+
+@pytest.mark.parametrize(("case", "T"), list(zip(EVERY, [1, 63, 64, 16, 65, 15, 17, 64], strict=True)))
+def test_lengths_around_a_block_and_a_chunk(case, T):
+    agree(case[0], small(T, case[1]), begin())
+
+
+@pytest.mark.parametrize("gate", GATES[1:])
+@pytest.mark.parametrize(("operator", "regime"), [(delta_rule, "storm"), (linear_attention, "long")])
+def test_memory_of_a_hundred_thousand_tokens_and_storms_of_spikes(operator, gate, regime):
+    agree(operator, small(60, gate, regime=regime), begin())
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_identical_keys(gate, strength):
+    """The case on which truncated inverse series lose every digit."""
+    x = small(64, gate, regime="long")
+    x["k"] = x["k"][:, :1].expand_as(x["k"]).contiguous()
+    x["beta"] = torch.full_like(x["beta"], strength)
+    want = call(delta_rule, {n: None if t is None else t.double() for n, t in x.items()}, impl="reference")
+    # at beta = 2 every step mirrors the state and damps nothing, so that each rounding stays and sums up
+    got = ours(delta_rule, x)
+    assert_close([t.double() for t in got], want, 3e-5 if strength == 2 else 2e-6)
+
+
+@pytest.mark.parametrize(("operator", "gate"), EVERY)
+def test_odd_sizes(operator, gate):
+    agree(operator, small(20, gate, K=20, V=24), begin(K=20, V=24))
+
+
+@pytest.mark.parametrize(("operator", "gate"), [(delta_rule, "vector"), (linear_attention, "scalar")])
+def test_grouped_heads_read_their_own_key_head(operator, gate):
+    agree(operator, small(20, gate, H=2, HV=4), begin(1, 4))
+
+
+@pytest.mark.parametrize(("K", "V"), [(128, 16), (16, 80)])
+def test_heads_of_several_tiles(K, V):
+    agree(delta_rule, small(20, "vector", K=K, V=V), begin(K=K, V=V))
+    agree(linear_attention, small(20, "head", K=K, V=V), begin(K=K, V=V))
+
+
+@pytest.mark.parametrize(("operator", "gate"), SOME)
+def test_packed_sequences_are_separate_sequences(operator, gate):
+    lengths = [5, 0, 66]
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    x, S = small(71, gate), begin(3)
+    leaves = [t.requires_grad_() for n, t in x.items() if t is not None and (n != "beta" or operator is delta_rule)]
+    leaves.append(S.requires_grad_())
+    o, final = ours(operator, x, initial_state=S, cu_seqlens=bounds.to(DEVICE))
+    parts = [
+        ours(operator, piece(x, slice(a, b)), initial_state=S[n : n + 1]) for n, (a, b) in enumerate(pairwise(bounds))
+    ]
+    want = torch.cat([p for p, _ in parts], 1), torch.cat([s for _, s in parts])
+    assert torch.equal(o, want[0])
+    assert torch.equal(final, want[1])
+    assert torch.equal(final[1], S[1])
+    got, wanted = (torch.autograd.grad(y.sin().sum() + s.cos().sum(), leaves) for y, s in ((o, final), want))
+    assert_close(got, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("gate", GATES)
+def test_half_precision(operator, gate):
+    x, S = on(make(40, gate, **SHORT), torch.float16), begin()
+    exact = {n: None if t is None else t.double() for n, t in x.items()}
+    want = with_gradients(operator, exact, S.double(), "reference")
+    got = with_gradients(operator, x, S, "triton")
+    assert got[0].dtype == torch.float16
+    assert got[1].dtype == torch.float32
+    leaves = 2 + len(got[2:]) - (gate != "none")
+    near(got[:leaves], want[:leaves], 5e-3)
+    near(got[leaves:], want[leaves:], 1e-2)  # a gate's gradient is a difference of sums
+
+
+@pytest.mark.parametrize(("operator", "gate"), SOME)
+def test_no_future_token_touches_an_earlier_bit(operator, gate):
+    x = small(70, gate)
+    before, _ = ours(operator, x)
+    for t in (69, 64, 33):
+        changed = {
+            n: y
+            if y is None or y.dim() == 1
+            else torch.cat([y[:, :t], y[:, t:] * 0.3 - (50.0 if n == "g" else 0.01)], 1)
+            for n, y in x.items()
+        }
+        after, _ = ours(operator, changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.equal(after[:, t:], before[:, t:]), "the edit must be able to show"
+
+
+@pytest.mark.parametrize(("operator", "gate"), SOME)
+def test_neither_neighbours_nor_repetition_change_a_bit(operator, gate):
+    x, S = small(20, gate, B=2), begin(2)
+    together, again = (with_gradients(operator, x, S, "triton") for _ in range(2))
+    assert all(map(torch.equal, together, again))
+    alone = {n: t if t is None or t.dim() == 1 else t[1:2] for n, t in x.items()}
+    o, final, d_S, *gradients = with_gradients(operator, alone, S[1:2], "triton")
+    for a, b in zip((o, final, d_S), together, strict=False):
+        assert torch.equal(a, b[1:2])
+    for a, b in zip(gradients, together[3:], strict=True):
+        assert a.dim() == 1 or torch.equal(a, b[1:2])  # a fixed gate's gradient sums over the batch
+
+
+@pytest.mark.parametrize(("operator", "gate"), SOME)
+def test_handed_over_between_chunks_the_state_changes_no_bit(operator, gate):
+    x = small(70, gate)
+    want = ours(operator, x, initial_state=begin())
+    S, outputs = begin(), []
+    for part in (slice(0, 64), slice(64, None)):
+        o, S = ours(operator, piece(x, part), initial_state=S)
+        outputs.append(o)
+    assert torch.equal(torch.cat(outputs, 1), want[0])
+    assert torch.equal(S, want[1])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_ops_as_torch_sees_them(operator):
+    x, S = small(18, "vector"), begin()
+    beta = x["beta"] if operator is delta_rule else None
+    arguments = (x["q"], x["k"], x["v"], x["g"], beta, S, None, 0.25)
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    torch.library.opcheck(fused._recurrence, arguments, **checks)
+    torch.library.opcheck(fused._recurrence_back, (*arguments, torch.ones_like(x["v"]), torch.ones_like(S)), **checks)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_it_compiles_without_a_break(operator):
+    x = {n: t.requires_grad_() for n, t in small(18, "vector").items()}
+    leaves = [t for n, t in x.items() if n != "beta" or operator is delta_rule]
+
+    def step(x):
+        return ours(operator, x)
+
+    results = [f(x) for f in (torch.compile(step, fullgraph=True, backend="aot_eager"), step)]
+    assert all(map(torch.equal, *results))
+    gradients = [torch.autograd.grad(o.sin().sum() + S.cos().sum(), leaves) for o, S in results]
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_nothing_to_do(operator):
+    x, S = small(0, "vector"), begin()
+    o, final = ours(operator, x, initial_state=S)
+    assert o.shape == (1, 0, 1, 16)
+    assert torch.equal(final, S)
+    o, final = ours(operator, x, initial_state=begin(2), cu_seqlens=torch.tensor([0, 0, 0], device=DEVICE))
+    assert torch.equal(final, begin(2))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("sizes", [{"K": 257}, {"V": 257}])
+def test_too_large_heads_are_named(operator, sizes):
+    with pytest.raises(ValueError, match="head dims may reach 256, not 257; use impl='auto' or 'chunked'"):
+        ours(operator, small(2, "none", **sizes))
