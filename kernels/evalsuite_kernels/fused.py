@@ -20,8 +20,8 @@ from evalsuite_kernels.decode import decode_step
 
 CHUNK = 64
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-# Warps of each kernel and columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a scan
-# of one stage nor blocks narrower than these with four warps: there the compiled wgmma reads wrong shared memory.
+# Warps of each kernel and columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a
+# scan of one stage nor narrower blocks with four warps: there the compiled wgmma reads wrong shared memory.
 SETTINGS = {
     "channel_gates": {"BK": 128, "num_warps": 4},
     "channel_products": {"BK": 32, "num_warps": 2, "num_stages": 3},
