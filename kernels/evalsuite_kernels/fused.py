@@ -1,4 +1,4 @@
-"""Launches the Triton kernels of `chunk_kernels.py` as torch operators with gradients, for both recurrences.
+"""Launches the Triton kernels by chunks of both recurrences as torch operators with gradients.
 
 Launch settings are fixed by dtype and head size alone, never by batch, heads or length: neither are results.
 """
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evalsuite_kernels import chunk_gradients as gradients
 from evalsuite_kernels import chunk_kernels as kernels
 from evalsuite_kernels.arguments import INTERPRETED, expect, offsets
 from evalsuite_kernels.decode import decode_step
@@ -201,7 +202,7 @@ class _Run:
         d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
         d_states, d_R = self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None
         settings = self._settings("scan_back")
-        kernels.scan_back[(self.VP // settings["BV"], self.HV, self.N)](
+        gradients.scan_back[(self.VP // settings["BV"], self.HV, self.N)](
             self.q, self.k, d_o, self.each, self.G, self.P, self.T, self.Qs, self.Kd, self.Kg, d_S, *self.plan,
             d_v, d_S0, d_states, d_R, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
             VP=self.VP, **self.shared, **settings,
@@ -215,7 +216,7 @@ class _Run:
             tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)
             d_g = self.q.new_empty(tokens, dtype=torch.float32 if self.g.dim() == 1 else self.g.dtype)
         d_beta = torch.empty_like(self.beta) if self.beta is not None else None
-        kernels.inside_back[(self.chunks, self.HV)](
+        gradients.inside_back[(self.chunks, self.HV)](
             self.q, self.k, self.each, self.G, d_o, d_v, self.B, self.T, states, d_states, X, R, d_R,
             self.plan.starts, self.plan.stops, d_q, d_k, d_g, d_beta,
             self.scale, self.chunks, self.H, self.HV, self.K, self.V,
@@ -241,9 +242,8 @@ def _recurrence(
 
 
 @_recurrence.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor, cu: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    v, S = inputs[2], inputs[5]
     return v.new_empty(v.shape), torch.empty_like(S)
 
 
@@ -264,19 +264,9 @@ def _recurrence_back(  # noqa: PLR0913, PLR0917 - the forward pass's arguments a
 
 
 @_recurrence_back.register_fake
-def _(  # noqa: PLR0913, PLR0917
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    S: Tensor,
-    cu: Tensor | None,
-    scale: float,
-    d_o: Tensor,
-    d_S: Tensor,
-) -> list[Tensor]:
-    return [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (q, k, v, g, beta, S)]
+def _(*inputs: Any) -> list[Tensor]:
+    q, *_ = inputs
+    return [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:6]]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

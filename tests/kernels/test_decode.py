@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from evalsuite_kernels import decode
 from evalsuite_kernels.delta.reference import step as delta_step
 from evalsuite_kernels.linear.reference import step as linear_step
 
-decode = pytest.importorskip("evalsuite_kernels.decode")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GATES = ("none", "head", "scalar", "vector")
 

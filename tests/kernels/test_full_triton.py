@@ -5,8 +5,9 @@ import torch
 
 from evalsuite_kernels import full_attention
 from evalsuite_kernels.full import dispatch
+from evalsuite_kernels.full import triton as kernels
+from evalsuite_kernels.full.settings import settings
 
-kernels = pytest.importorskip("evalsuite_kernels.full.triton")
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
@@ -253,6 +254,6 @@ def test_settings_name_all_tiles():
     for op in ("forward", "keys", "queries", "decode"):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for D in (16, 64, 128, 256):
-                BLOCK_M, BLOCK_N, _, _ = kernels._settings(op, dtype, D, 16)
+                BLOCK_M, BLOCK_N, _, _ = settings(op, dtype, D, 16)
                 assert BLOCK_M >= 16
                 assert kernels.SPLIT % BLOCK_N == 0

@@ -5,10 +5,9 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from evalsuite_kernels import delta_rule, linear_attention
+from evalsuite_kernels import delta_rule, fused, linear_attention
 from recurrence_cases import GATES, OPERATORS, assert_close, call, make, state, with_gradients
 
-fused = pytest.importorskip("evalsuite_kernels.fused")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVERY = list(product(OPERATORS, GATES))
 SOME = [(delta_rule, "vector"), (linear_attention, "head")]

@@ -1,0 +1,190 @@
+"""The backward kernels of `chunk_kernels.py`, whose names they use."""
+
+import triton
+import triton.language as tl
+
+from evalsuite_kernels.chunk_tiles import (
+    C,
+    chunk_decay,
+    dot,
+    head_decays,
+    level_decays,
+    load_gates,
+    load_rows,
+    load_tile,
+    store_rows,
+    store_tile,
+)
+
+
+@triton.jit
+def scan_back(
+    q, k, d_o, each, G, P, T, Qs, Kd, Kg, d_S1, starts, stops, firsts,
+    d_v, d_S0, d_states, d_R,
+    scale, chunks, H, HV, K, V,
+    KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
+    STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of v [tokens, HV, V], of R [HV, chunks, C, VP], of each chunk's last state [HV, chunks, KP, VP] and
+    of the first, from the last chunk to the first."""
+    vb, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i, d, e = tl.arange(0, C), tl.arange(0, KP), vb * BV + tl.arange(0, BV)
+    at = (n * HV + h).to(tl.int64) * KP * VP
+    dS = tl.load(d_S1 + at + d[:, None] * VP + e[None, :])
+    first, end = tl.load(firsts + n), tl.load(firsts + n + 1)
+    for step in tl.range(0, end - first, num_stages=STAGES):
+        c = end - 1 - step
+        block = (h * chunks + c).to(tl.int64)
+        start, stop = tl.load(starts + c), tl.load(stops + c)
+        valid = start + i < stop
+        store_tile(d_states, block * KP * VP, d, e, VP, dS)
+        dy = load_rows(d_o, start, i, valid, HV, h, e, V, DOT).to(DOT)
+        dr = dot(tl.trans(load_tile(P, block * C * C, i, i, C, DOT)), dy, DOT, PRECISION)
+        if GATE == 2:
+            dr += dot(load_tile(Kg, block * C * KP, i, d, KP, DOT), dS, DOT, PRECISION)
+            qs = load_tile(Qs, block * C * KP, i, d, KP, DOT)
+        else:
+            qs = load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT)
+            ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
+            since, until = head_decays(G, block, GATE)
+            dr += dot(ks, dS, DOT, PRECISION) * until[:, None]
+            dy = dy.to(tl.float32) * (since * scale)[:, None]
+        dS = dS * chunk_decay(G, block, d, KP, GATE)[:, None]
+        dS += dot(tl.trans(qs), dy, DOT, PRECISION)
+        if DELTA:
+            store_tile(d_R, block * C * VP, i, e, VP, dr)
+            dr = dot(tl.trans(load_tile(T, block * C * C, i, i, C, DOT)), dr, DOT, PRECISION)
+            dr *= tl.load(each + block * C + i)[:, None]
+            if GATE == 2:
+                dS -= dot(tl.trans(load_tile(Kd, block * C * KP, i, d, KP, DOT)), dr, DOT, PRECISION)
+            else:
+                dS -= dot(tl.trans(ks), dr * since[:, None], DOT, PRECISION)
+        store_rows(d_v, start, i, valid, HV, h, e, V, dr)
+    tl.store(d_S0 + at + d[:, None] * VP + e[None, :], dS)
+
+
+@triton.jit
+def inside_back(
+    q, k, each, G, d_o, d_v, B, T, states, d_states, X, R, d_R, starts, stops,
+    d_q, d_k, d_g, d_beta,
+    scale, chunks, H, HV, K, V,
+    KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What a chunk's q, k, g and beta are owed, per value head: d_q, d_k [tokens, HV, K], d_g and d_beta."""
+    c, h = tl.program_id(0), tl.program_id(1)
+    head = h // (HV // H)
+    i = tl.arange(0, C)
+    start, stop = tl.load(starts + c), tl.load(stops + c)
+    valid = start + i < stop
+    block = (h * chunks + c).to(tl.int64)
+    dp = tl.zeros([C, C], tl.float32)
+    da = tl.zeros([C, C], tl.float32)
+    db = tl.zeros([C], tl.float32)
+    strength = tl.zeros([C], tl.float32)
+    if DELTA:
+        strength += tl.load(each + block * C + i)
+        t = load_tile(T, block * C * C, i, i, C, DOT)
+    for vb in range(0, VP, BV):
+        e = vb + tl.arange(0, BV)
+        dy = load_rows(d_o, start, i, valid, HV, h, e, V, DOT)
+        dp += dot(dy, tl.trans(load_tile(R, block * C * VP, i, e, VP, DOT)), DOT, PRECISION)
+        if DELTA:
+            x, dr = (
+                load_tile(X, block * C * VP, i, e, VP, DOT).to(tl.float32),
+                load_tile(d_R, block * C * VP, i, e, VP, DOT),
+            )
+            da += dot(dr, tl.trans(x * strength[:, None]), DOT, PRECISION)
+            db += tl.sum(dot(tl.trans(t), dr, DOT, PRECISION) * x, 1)
+    dp = tl.where(i[:, None] >= i[None, :], dp, 0.0)
+    if DELTA:  # T = (I + A)^-1
+        da = dot(dot(tl.trans(t), da, DOT, PRECISION), tl.trans(t), DOT, PRECISION)
+        da = tl.where(i[:, None] > i[None, :], -da, 0.0)
+        below = i[:, None] > i[None, :]
+        db += tl.sum(da * tl.load(B + block * C * C + i[:, None] * C + i[None, :], mask=below, other=0.0), 1)
+        da *= strength[:, None]  # of B
+    dps, das = dp + tl.trans(dp), da + tl.trans(da)
+    along = tl.zeros([C], tl.float32)  # of a gate per head
+    for kb in range(0, KP, BK):
+        d = kb + tl.arange(0, BK)
+        x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
+        y = load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32)
+        dx = tl.zeros([C, BK], tl.float32)  # of Qs, then of q
+        dk = tl.zeros([C, BK], tl.float32)  # of Kd, then of k
+        late = tl.zeros([C, BK], tl.float32)  # of Kg
+        dD = tl.zeros([BK], tl.float32)
+        for vb in range(0, VP, BV):
+            e = vb + tl.arange(0, BV)
+            S = load_tile(states, block * KP * VP, d, e, VP, DOT)
+            dS = load_tile(d_states, block * KP * VP, d, e, VP, DOT)
+            dx += dot(load_rows(d_o, start, i, valid, HV, h, e, V, DOT), tl.trans(S), DOT, PRECISION)
+            late += dot(load_tile(R, block * C * VP, i, e, VP, DOT), tl.trans(dS), DOT, PRECISION)
+            if DELTA:
+                dk -= dot(load_rows(d_v, start, i, valid, HV, h, e, V, DOT), tl.trans(S), DOT, PRECISION)
+            dD += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 1)
+        if GATE == 2:
+            base = block * C * KP
+            here = load_gates(G, base, i, d, KP)
+            last = tl.load(G + base + (C - 1) * KP + d)
+            since, until = tl.exp2(here.to(tl.float32)), tl.exp2((last[None, :] - here).to(tl.float32))
+            dx *= since
+            dk *= since
+            late *= until
+            dG = x * dx + y * dk - y * late
+            end = tl.sum(y * late, 0) + dD * tl.exp2(last.to(tl.float32))
+            dG += tl.where(i[:, None] == C - 1, end[None, :], 0.0)
+            dk += late
+            eye = tl.sum(tl.where(i[:, None] == i[None, :], dp, 0.0), 1)
+            dx += eye[:, None] * y
+            dk += eye[:, None] * x
+            for level in range(6):  # every token is a row or a column here: one factor, and symmetric products
+                f, block_of = level_decays(G, base, here, level, d, KP), i >> level
+                meet = (block_of[:, None] ^ 1) == block_of[None, :]
+                row = ((block_of & 1) == 1)[:, None]
+                add = dot(tl.where(meet, dps, 0.0), tl.where(row, x, y) * f, DOT, PRECISION) * f
+                dx += tl.where(row, add, 0.0)
+                dk += tl.where(row, 0.0, add)
+                dG += tl.where(row, x, -y) * add
+                if DELTA:
+                    add = dot(tl.where(meet, das, 0.0), y * f, DOT, PRECISION) * f
+                    dk += add
+                    dG += tl.where(row, y, -y) * add
+            store_rows(d_g, start, i, valid, HV, h, d, K, tl.cumsum(dG, 0, reverse=True))
+        else:
+            decay = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)
+            if GATE == 1:
+                here = tl.load(G + block * C + i)
+                last = tl.load(G + block * C + C - 1)
+                since, until = tl.exp2(here.to(tl.float32)), tl.exp2((last - here).to(tl.float32))
+                decay *= tl.exp2(tl.where(decay > 0, here[:, None] - here[None, :], 0.0).to(tl.float32))
+                dx *= since[:, None]
+                dk *= since[:, None]
+                late *= until[:, None]
+                along += tl.sum(x * dx + y * dk - y * late, 1)
+                end = tl.sum(y * late) + tl.sum(dD) * tl.exp2(last.to(tl.float32))
+                along += tl.where(i == C - 1, end, 0.0)
+            dk += late
+            dpd = dp * decay
+            add = dot(dpd, y, DOT, PRECISION)
+            dx += add
+            early = dot(tl.trans(dpd), x, DOT, PRECISION)
+            if GATE == 1:
+                along += tl.sum(x * add, 1)
+            if DELTA:
+                dad = da * decay
+                row = dot(dad, y, DOT, PRECISION)
+                dk += row
+                early += dot(tl.trans(dad), y, DOT, PRECISION)
+                if GATE == 1:
+                    along += tl.sum(y * row, 1)
+            if GATE == 1:
+                along -= tl.sum(y * early, 1)
+            dk += early
+        store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
+        store_rows(d_k, start, i, valid, HV, h, d, K, dk)
+    tokens = start + i
+    if GATE == 1:
+        dg = tl.cumsum(along, 0, reverse=True)
+        tl.store(d_g + tokens.to(tl.int64) * HV + h, dg.to(d_g.dtype.element_ty), mask=valid)
+    if DELTA:
+        tl.store(d_beta + tokens.to(tl.int64) * HV + h, db.to(d_beta.dtype.element_ty), mask=valid)
