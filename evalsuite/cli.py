@@ -62,12 +62,15 @@ def compare(
     form: Annotated[
         str, typer.Option("--format", help="rich, md, json or csv. Default: rich at a terminal, else md.")
     ] = "",
+    flips: Annotated[
+        bool, typer.Option("--flips", help="List each sample scored otherwise than in the first run; no csv has them.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show runs side by side, with intervals and paired differences to the first."""
     from evalsuite import verbs
 
-    verbs.compare(runs, "json" if json else form)
+    verbs.compare(runs, "json" if json else form, flips=flips)
 
 
 @app.command()

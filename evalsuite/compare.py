@@ -14,7 +14,7 @@ from evalsuite import task as plugins
 from evalsuite.errors import UserError
 from evalsuite.groups import Line, families, family_of, knobs, lines, pick, unlike
 from evalsuite.stats import Difference, Estimate
-from evalsuite.store import Row, Run
+from evalsuite.store import Key, Row, Run
 from evalsuite.task import Summarised
 
 
@@ -38,6 +38,16 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Flip:
+    """A sample that some run scored otherwise than the first, asked in the same words."""
+
+    task: str
+    id: str
+    scores: tuple[float | None, ...]  # one a run; None where it was not asked this
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Everything that the tables show."""
 
@@ -50,6 +60,7 @@ class Comparison:
     wordings: tuple[str, ...]
     seeds: tuple[int, ...]
     unlike: Mapping[str, str]  # task -> why its means are not over all that was asked
+    flips: tuple[Flip, ...] | None = None  # None where nobody asked for them
 
 
 def load(paths: Iterable[str | Path]) -> list[Run]:
@@ -62,8 +73,8 @@ def load(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare runs with the first. Raises UserError where there is nothing to compare."""
+def compare(runs: Sequence[Run], *, flips: bool = False) -> Comparison:
+    """Compare runs with the first, on request sample by sample. Raises UserError where there is nothing to compare."""
     empty = [str(run.folder) for run in runs if not run.rows]
     if empty or not runs:
         raise UserError(f"no sample is stored in {', '.join(empty) or 'no run'}; run it first")
@@ -93,6 +104,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         wordings=_settings(runs, "wording"),
         seeds=_settings(runs, "seed"),
         unlike=unlike(index),
+        flips=_flips(index) if flips else None,
     )
 
 
@@ -231,6 +243,18 @@ def _weakest(spots: Sequence[Line], names: Sequence[str], position: int) -> str:
     place = f"{line.get('task')}, {hops} hop{'s' if hops != 1 else ''}" if hops != "" else str(line.get("task"))
     interval = f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
     return f"{names[position]}: weakest at {place}: {interval}, chance {line.chance:.2f}{gap}"
+
+
+def _flips(index: Sequence[Mapping[Key, Row]]) -> tuple[Flip, ...]:
+    found = []
+    for key, first in index[0].items():
+        others = [rows.get(key) for rows in index[1:]]
+        rows = [first, *(r if r is not None and r["prompt_hash"] == first["prompt_hash"] else None for r in others)]
+        if any(row is not None and row["score"] != first["score"] for row in rows):
+            scores = tuple(None if row is None else row["score"] for row in rows)
+            answers = tuple("" if row is None else str(row.get("answer") or row.get("text") or "") for row in rows)
+            found.append(Flip(*key, scores, answers))
+    return tuple(found)
 
 
 def _by_task(run: Run) -> list[Row]:

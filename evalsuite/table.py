@@ -5,14 +5,14 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from evalsuite.compare import Column, Comparison, records
+from evalsuite.compare import Column, Comparison, Flip, records
 from evalsuite.groups import Line
 from evalsuite.records import Facet
 from evalsuite.stats import Estimate
@@ -64,6 +64,7 @@ def as_json(result: Comparison) -> str:
         ],
         "unlike": dict(result.unlike),
         "cells": records(result),
+        **({} if result.flips is None else {"flips": [asdict(flip) for flip in result.flips]}),
     }
     return json.dumps(value, indent=1)
 
@@ -155,6 +156,8 @@ def sections(result: Comparison) -> list[Section]:
     made += (_summary(result, family) for family in dict.fromkeys(f for c in result.columns for f in c.summaries))
     if len(result.columns) > 1:
         made.append(_differences(result))
+    if result.flips is not None:
+        made.append(_flips(result, result.flips))
     made.append(_cost(result))
     return made
 
@@ -265,6 +268,24 @@ def _differences(result: Comparison) -> Section:
     header = ("task", "pairs", *others)
     note = "Paired over the same questions, 95 % interval; * it excludes 0. Not corrected for looking at many tasks."
     return Section(f"Difference to {first}", header, tuple(rows), note=note)
+
+
+def _flips(result: Comparison, flips: Sequence[Flip]) -> Section:
+    rows = tuple((flip.id, *map(_scored, flip.scores, flip.answers)) for flip in flips)
+    first, *others = (c.name for c in result.columns)
+    counts = []
+    for i, name in enumerate(others, 1):
+        pairs = [(now, then) for now, then in ((flip.scores[i], flip.scores[0]) for flip in flips) if now is not None]
+        up, down = (sum(sign * (now - (then or 0.0)) > 0 for now, then in pairs) for sign in (1, -1))
+        counts.append(f"{name}: {up} higher, {down} lower.")
+    note = f"Score and answer; where the prompts differ, nothing is compared. {' '.join(counts)}"
+    return Section(f"Samples scored otherwise than in {first}", ("sample", first, *others), rows, note=note)
+
+
+def _scored(score: float | None, answer: str) -> str:
+    """`0.50 Mary, Jo`, the answer cut to a cell's room."""
+    words = " ".join(answer.split())
+    return "-" if score is None else f"{score:.2f} {words[:23] + '…' if len(words) > 24 else words}".rstrip()
 
 
 def _cost(result: Comparison) -> Section:

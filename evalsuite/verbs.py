@@ -88,13 +88,13 @@ def train(models: Sequence[str], out: str, **options: Any) -> None:
         print(folder)
 
 
-def compare(paths: Sequence[str], form: str) -> None:
+def compare(paths: Sequence[str], form: str, *, flips: bool = False) -> None:
     """Show stored runs side by side on standard output."""
     from evalsuite import compare as comparing
 
     if form and form not in table.FORMATS:
         raise unknown("format", form, table.FORMATS)
-    show(comparing.compare(comparing.load(paths)), form)
+    show(comparing.compare(comparing.load(paths), flips=flips), form)
 
 
 def show(result: Comparison, form: str) -> None:

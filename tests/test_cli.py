@@ -97,7 +97,7 @@ def test_debug_shows_the_traceback() -> None:
 def test_exit_codes(
     raised: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise raised
 
     monkeypatch.setattr(verbs, "compare", fail)

@@ -276,3 +276,23 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
         "prompt of 500 tokens + 1 new > context 256 (and alike)": 5,
         "no answer": 1,
     }
+
+
+def test_flips_name_the_samples_that_two_runs_score_otherwise() -> None:
+    one = [row("knowledge", i, i != 3) for i in range(6)]
+    two = [row("knowledge", i, i != 4, prompt="other words" if i == 5 else "") for i in range(6)]
+    two[5]["score"] = 0.0  # asked in other words: no flip
+    runs = [make("cpu", one), make("cuda", two[:1] + two[2:])]
+    result = compare.compare(runs, flips=True)
+    assert result.flips is not None
+    assert [(flip.id, flip.scores) for flip in result.flips] == [
+        ("knowledge//3", (0.0, 1.0)),
+        ("knowledge//4", (1.0, 0.0)),
+    ]
+    text = table.as_markdown(result)
+    assert lines(text, "| knowledge//3", "0.00 ", "1.00 ")
+    assert lines(text, "cuda: 1 higher, 1 lower.")
+    assert [flip["id"] for flip in json.loads(table.as_json(result))["flips"]] == ["knowledge//3", "knowledge//4"]
+    plain = compare.compare(runs)
+    assert "scored otherwise" not in table.as_markdown(plain)
+    assert "flips" not in json.loads(table.as_json(plain))

@@ -57,27 +57,25 @@ class Plan:
     context: int = 1024
     compiled: bool = False  # torch.compile
     mimetic: bool = False  # keys start equal to queries
-
-
-HEAD = 16  # dims of a head
+    head: int = 16  # dims of a head
 
 
 def config_of(name: str, plan: Plan) -> EvalsuiteConfig:
-    """The configuration of a preset or pattern at the plan's width: SwiGLU of 8/3 the width, heads of 16.
+    """The configuration of a preset or pattern at the plan's width: SwiGLU of 8/3 the width, heads of 16 by default.
 
     Small heads, because two of 32 would hold the 32 facts of a question with room to spare, as no head holds a long
     context, and would show nothing of the spread of decays from head to head.
     """
-    heads = plan.width // HEAD
-    if plan.width % HEAD or heads == 0:
-        raise UserError(f"--width {plan.width} is no multiple of {HEAD}, the head dim")
+    heads = plan.width // plan.head
+    if plan.width % plan.head or heads == 0:
+        raise UserError(f"--width {plan.width} is no multiple of {plan.head}, the head dim")
     return EvalsuiteConfig(
         vocab_size=len(vocabulary()),
         hidden_size=plan.width,
         pattern=pattern_of(name),
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=HEAD,
+        head_dim=plan.head,
         intermediate_size=round(plan.width * 8 / 3 / 16) * 16,
         max_position_embeddings=plan.context,
         mimetic_init=plan.mimetic,

@@ -134,7 +134,7 @@ class Trainer:
         self.model.train()
         began = time.perf_counter() - self.seconds
         for ids, labels in batches(stream, data, self.step):
-            loss, accuracy = self._update(ids, labels, self.recipe.rate(self.step, stream.steps))
+            loss, accuracy = self.update(ids, labels, self.recipe.rate(self.step, stream.steps))
             self.step += 1
             self.seconds = time.perf_counter() - began
             if self.step % 50 == 0 or self.step == stream.steps:
@@ -148,7 +148,8 @@ class Trainer:
                 self.save(out)
         self.save(out)
 
-    def _update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
+    def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
+        """One step on ids and labels `[rows, length]` at this share of the learning rate; its loss and accuracy."""
         for group in self.optimizer.param_groups:
             if self.replayed:
                 group["lr"].fill_(self.recipe.lr * rate)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+from functools import cache
+from importlib.metadata import version
 from itertools import pairwise
 
 import torch
@@ -11,6 +13,7 @@ IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 LARGEST = 256  # head dim of the Triton kernels
 
 INSTALLED = importlib.util.find_spec("triton") is not None
+GLUON = INSTALLED and tuple(map(int, version("triton").split(".")[:2])) >= (3, 6)  # with what Hopper's kernels need
 # Triton's kernels then run on a CPU, slowly; Triton reads the variable when it is imported, as this does
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "on", "true"}
 
@@ -41,6 +44,12 @@ def _obstacle(tensors: list[Tensor], widest: int, most: int) -> str | None:
         if x.dtype not in {torch.bfloat16, torch.float16, torch.float32}:
             return f"it takes bf16, fp16 and fp32, not {x.dtype}"
     return f"head dims may reach {most}, not {widest}" if widest > most else None
+
+
+@cache
+def hopper(device: torch.device) -> bool:
+    """Whether it has TMA and wgmma."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

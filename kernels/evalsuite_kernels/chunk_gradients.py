@@ -4,11 +4,13 @@ import triton
 import triton.language as tl
 
 from evalsuite_kernels.chunk_tiles import (
+    COUNTS,
     C,
     chunk_decay,
     dot,
     head_decays,
     level_decays,
+    load_chunk,
     load_gates,
     load_rows,
     load_tile,
@@ -17,13 +19,13 @@ from evalsuite_kernels.chunk_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def scan_back(
     q, k, d_o, each, G, P, T, Qs, Kd, Kg, d_S1, starts, stops, firsts,
     d_v, d_S0, d_states, d_R,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
-    STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of v [tokens, HV, V], of R [HV, chunks, C, VP], of each chunk's last state [HV, chunks, KP, VP] and
     of the first, from the last chunk to the first."""
@@ -39,10 +41,10 @@ def scan_back(
         valid = start + i < stop
         store_tile(d_states, block * KP * VP, d, e, VP, dS)
         dy = load_rows(d_o, start, i, valid, HV, h, e, V, DOT).to(DOT)
-        dr = dot(tl.trans(load_tile(P, block * C * C, i, i, C, DOT)), dy, DOT, PRECISION)
+        dr = dot(tl.trans(load_chunk(P, block, i, i, C, DOT, TMA)), dy, DOT, PRECISION)
         if GATE == 2:
-            dr += dot(load_tile(Kg, block * C * KP, i, d, KP, DOT), dS, DOT, PRECISION)
-            qs = load_tile(Qs, block * C * KP, i, d, KP, DOT)
+            dr += dot(load_chunk(Kg, block, i, d, KP, DOT, TMA), dS, DOT, PRECISION)
+            qs = load_chunk(Qs, block, i, d, KP, DOT, TMA)
         else:
             qs = load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT)
             ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
@@ -53,17 +55,17 @@ def scan_back(
         dS += dot(tl.trans(qs), dy, DOT, PRECISION)
         if DELTA:
             store_tile(d_R, block * C * VP, i, e, VP, dr)
-            dr = dot(tl.trans(load_tile(T, block * C * C, i, i, C, DOT)), dr, DOT, PRECISION)
+            dr = dot(tl.trans(load_chunk(T, block, i, i, C, DOT, TMA)), dr, DOT, PRECISION)
             dr *= tl.load(each + block * C + i)[:, None]
             if GATE == 2:
-                dS -= dot(tl.trans(load_tile(Kd, block * C * KP, i, d, KP, DOT)), dr, DOT, PRECISION)
+                dS -= dot(tl.trans(load_chunk(Kd, block, i, d, KP, DOT, TMA)), dr, DOT, PRECISION)
             else:
                 dS -= dot(tl.trans(ks), dr * since[:, None], DOT, PRECISION)
         store_rows(d_v, start, i, valid, HV, h, e, V, dr)
     tl.store(d_S0 + at + d[:, None] * VP + e[None, :], dS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def inside_back(
     q, k, each, G, d_o, d_v, B, T, states, d_states, X, R, d_R, starts, stops,
     d_q, d_k, d_g, d_beta,
@@ -104,7 +106,12 @@ def inside_back(
         db += tl.sum(da * tl.load(B + block * C * C + i[:, None] * C + i[None, :], mask=below, other=0.0), 1)
         da *= strength[:, None]  # of B
     dps, das = dp + tl.trans(dp), da + tl.trans(da)
-    along = tl.zeros([C], tl.float32)  # of a gate per head
+    # the gradient of a gate per head is summed over the pairs it stands between: from what each token owes, rows less
+    # keys, it would be a small difference of large sums
+    since_ = tl.zeros([C], tl.float32)  # of a gate per head: what tokens owe the decay since the chunk's start,
+    until_ = tl.zeros([C], tl.float32)  # and until its end,
+    whole = 0.0  # what the state owes the decay of the chunk,
+    between = tl.zeros([C, C], tl.float32)  # and what pairs owe the decay between them
     for kb in range(0, KP, BK):
         d = kb + tl.arange(0, BK)
         x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
@@ -141,15 +148,21 @@ def inside_back(
                 f, block_of = level_decays(G, base, here, level, d, KP), i >> level
                 meet = (block_of[:, None] ^ 1) == block_of[None, :]
                 row = ((block_of & 1) == 1)[:, None]
-                add = dot(tl.where(meet, dps, 0.0), tl.where(row, x, y) * f, DOT, PRECISION) * f
-                dx += tl.where(row, add, 0.0)
-                dk += tl.where(row, 0.0, add)
-                dG += tl.where(row, x, -y) * add
+                z = (tl.where(row, x, y) * f).to(DOT)
+                add = dot(tl.where(meet, dps, 0.0), z, DOT, PRECISION)
+                # a gate is owed by the rows after it less the keys after it, a small difference of large sums: both
+                # as the products saw them, rounded, or what no row and key share does not cancel
+                share = z.to(tl.float32) * add
+                dx += tl.where(row, add * f, 0.0)
+                dk += tl.where(row, 0.0, add * f)
                 if DELTA:
-                    add = dot(tl.where(meet, das, 0.0), y * f, DOT, PRECISION) * f
-                    dk += add
-                    dG += tl.where(row, y, -y) * add
-            store_rows(d_g, start, i, valid, HV, h, d, K, tl.cumsum(dG, 0, reverse=True))
+                    z = (y * f).to(DOT)
+                    add = dot(tl.where(meet, das, 0.0), z, DOT, PRECISION)
+                    share += z.to(tl.float32) * add
+                    dk += add * f
+                dG += tl.where(row, share, -share)
+            dg = tl.cumsum(dG, 0, reverse=True)
+            store_rows(d_g, start, i, valid, HV, h, d, K, dg)
         else:
             decay = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)
             if GATE == 1:
@@ -160,31 +173,27 @@ def inside_back(
                 dx *= since[:, None]
                 dk *= since[:, None]
                 late *= until[:, None]
-                along += tl.sum(x * dx + y * dk - y * late, 1)
-                end = tl.sum(y * late) + tl.sum(dD) * tl.exp2(last.to(tl.float32))
-                along += tl.where(i == C - 1, end, 0.0)
+                since_ += tl.sum(x * dx + y * dk, 1)
+                until_ += tl.sum(y * late, 1)
+                whole += tl.sum(dD) * tl.exp2(last.to(tl.float32))
             dk += late
             dpd = dp * decay
-            add = dot(dpd, y, DOT, PRECISION)
-            dx += add
-            early = dot(tl.trans(dpd), x, DOT, PRECISION)
+            dx += dot(dpd, y, DOT, PRECISION)
+            dk += dot(tl.trans(dpd), x, DOT, PRECISION)
             if GATE == 1:
-                along += tl.sum(x * add, 1)
+                between += dpd * dot(x, tl.trans(y), DOT, PRECISION)
             if DELTA:
                 dad = da * decay
-                row = dot(dad, y, DOT, PRECISION)
-                dk += row
-                early += dot(tl.trans(dad), y, DOT, PRECISION)
+                dk += dot(dad, y, DOT, PRECISION) + dot(tl.trans(dad), y, DOT, PRECISION)
                 if GATE == 1:
-                    along += tl.sum(y * row, 1)
-            if GATE == 1:
-                along -= tl.sum(y * early, 1)
-            dk += early
+                    between += dad * dot(y, tl.trans(y), DOT, PRECISION)
         store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
         store_rows(d_k, start, i, valid, HV, h, d, K, dk)
     tokens = start + i
     if GATE == 1:
-        dg = tl.cumsum(along, 0, reverse=True)
+        dg = tl.cumsum(since_, 0, reverse=True) + tl.cumsum(until_, 0) - until_ + whole
+        before = dot(between, tl.where(i[:, None] < i[None, :], 1.0, 0.0), DOT, PRECISION)  # of keys before a gate
+        dg += tl.sum(tl.where(i[:, None] >= i[None, :], before, 0.0), 0)
         tl.store(d_g + tokens.to(tl.int64) * HV + h, dg.to(d_g.dtype.element_ty), mask=valid)
     if DELTA:
         tl.store(d_beta + tokens.to(tl.int64) * HV + h, db.to(d_beta.dtype.element_ty), mask=valid)

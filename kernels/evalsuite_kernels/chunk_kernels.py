@@ -16,20 +16,20 @@ import triton
 import triton.language as tl
 
 from evalsuite_kernels.chunk_tiles import (
+    COUNTS,
     LOG2E,
     C,
     chunk_decay,
     dot,
     head_decays,
-    load_gates,
+    load_chunk,
     load_rows,
-    load_tile,
     store_rows,
     store_tile,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "gt", "gh"])
 def head_gates(g, G, starts, stops, chunks, gt, gh):
     """G [HV, chunks, C] = the running sums of a gate per head, in units of log 2."""
     c, h = tl.program_id(0), tl.program_id(1)
@@ -40,86 +40,7 @@ def head_gates(g, G, starts, stops, chunks, gt, gh):
     tl.store(G + (h * chunks + c).to(tl.int64) * C + i, tl.cumsum(x * LOG2E, 0))
 
 
-@triton.jit
-def channel_gates(
-    q, k, g, starts, stops,
-    G, P, Qs, Kd, Kg,
-    scale, chunks, H, HV, K,
-    KP: tl.constexpr, BK: tl.constexpr, DELTA: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """G [HV, chunks, C, KP], the running sums of a gate per channel, in units of log 2; Qs, Kd and Kg of its shape; and
-    of P [HV, chunks, C, C] the diagonal and the zeros above."""
-    c, h = tl.program_id(0), tl.program_id(1)
-    head = h // (HV // H)
-    i = tl.arange(0, C)
-    start, stop = tl.load(starts + c), tl.load(stops + c)
-    valid = start + i < stop
-    block = (h * chunks + c).to(tl.int64)
-    eye = tl.zeros([C], tl.float32)
-    for kb in range(0, KP, BK):
-        d = kb + tl.arange(0, BK)
-        step = load_rows(g, start, i, valid, HV, h, d, K, G.dtype.element_ty)
-        step = tl.maximum(step, -1000.0) * LOG2E  # decays to 0 already; the sums stay finite
-        here, last = tl.cumsum(step, 0), tl.sum(step, 0)
-        x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
-        y = load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32)
-        eye += tl.sum(x * y, 1)
-        since = tl.exp2(here.to(tl.float32))
-        until = tl.exp2(tl.minimum(last[None, :] - here, 0.0).to(tl.float32))
-        base = block * C * KP
-        tl.store(G + base + i[:, None] * KP + d[None, :], here)
-        store_tile(Qs, base, i, d, KP, x * since)
-        if DELTA:
-            store_tile(Kd, base, i, d, KP, y * since)
-        store_tile(Kg, base, i, d, KP, y * until)
-    to = P + block * C * C + i[:, None] * C + i[None, :]
-    value = tl.where(i[:, None] == i[None, :], eye[:, None], 0.0)
-    tl.store(to, value.to(P.dtype.element_ty), mask=i[:, None] <= i[None, :])
-
-
-@triton.jit
-def channel_products(
-    q, k, G, starts, stops,
-    P, B,
-    scale, chunks, H, HV, K,
-    KP: tl.constexpr, BK: tl.constexpr, DELTA: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """P and B below the diagonal under a gate per channel: level by level, the rows of odd blocks of 2^level tokens
-    meet the keys of the block before them at the boundary between the two."""
-    c, h = tl.program_id(0), tl.program_id(1)
-    head = h // (HV // H)
-    start, stop = tl.load(starts + c), tl.load(stops + c)
-    block = (h * chunks + c).to(tl.int64)
-    n = tl.arange(0, 32)
-    for level in range(6):
-        pair = n >> level
-        early = n + (pair << level)  # the tokens of even blocks, and one block later those of odd blocks
-        late = early + (1 << level)
-        boundary = ((2 * pair + 1) << level) - 1
-        p = tl.zeros([32, 32], tl.float32)
-        b = tl.zeros([32, 32], tl.float32)
-        for kb in range(0, KP, BK):
-            d = kb + tl.arange(0, BK)
-            base = block * C * KP
-            border = load_gates(G, base, boundary, d, KP)
-            since = tl.exp2((load_gates(G, base, late, d, KP) - border).to(tl.float32))
-            until = tl.exp2((border - load_gates(G, base, early, d, KP)).to(tl.float32))
-            key = load_rows(k, start, early, start + early < stop, H, head, d, K, DOT).to(tl.float32) * until
-            key = tl.trans(key.to(DOT))
-            valid = start + late < stop
-            x = load_rows(q, start, late, valid, H, head, d, K, DOT).to(tl.float32) * since
-            p += dot(x, key, DOT, PRECISION)
-            if DELTA:
-                y = load_rows(k, start, late, valid, H, head, d, K, DOT).to(tl.float32) * since
-                b += dot(y, key, DOT, PRECISION)
-        to = block * C * C + late[:, None] * C + early[None, :]
-        meet = pair[:, None] == pair[None, :]
-        tl.store(P + to, (p * scale).to(P.dtype.element_ty), mask=meet)
-        if DELTA:
-            tl.store(B + to, b, mask=meet)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def head_products(
     q, k, G, starts, stops,
     P, B,
@@ -169,14 +90,22 @@ def _corner(A, strength, base, row, column):
 
 
 @triton.jit
+def _put(T, base, row, column, x, strength, scaled):
+    each = tl.load(strength + 16 * column + tl.arange(0, 16))
+    x *= tl.where(scaled > 0, each, 1.0)[None, :]
+    tl.store(_block(T, base, row, column), x.to(T.dtype.element_ty))
+
+
+@triton.jit
 def _mul(a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION)
 
 
-@triton.jit
-def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
-    """T = (I + A)^-1, A = beta B below the diagonal: four blocks of 16 by substitution, then their neighbours by
-    products with their inverses. `each` [HV, chunks, C] keeps beta in fp32, 0 beyond the sequence."""
+@triton.jit(do_not_specialize=["chunks", "HV", "scaled"])
+def solve(beta, starts, stops, B, each, T, chunks, HV, scaled, PRECISION: tl.constexpr):
+    """T = (I + A)^-1, A = beta B below the diagonal, with `scaled` its columns times beta: four blocks of 16 by
+    substitution, then their neighbours by products with their inverses. `each` [HV, chunks, C] keeps beta in fp32, 0
+    beyond the sequence."""
     c, h = tl.program_id(0), tl.program_id(1)
     block = (h * chunks + c).to(tl.int64)
     base = block * C * C
@@ -205,18 +134,17 @@ def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
     y20 = _mul(_corner(B, beta_, base, 2, 0), t0, PRECISION) + _mul(a21, t10, PRECISION)
     y30 = _mul(_corner(B, beta_, base, 3, 0), t0, PRECISION) + _mul(a31, t10, PRECISION)
     y21, y31 = _mul(a21, t1, PRECISION), _mul(a31, t1, PRECISION)
-    kind = T.dtype.element_ty
-    tl.store(_block(T, base, 0, 0), t0.to(kind))
-    tl.store(_block(T, base, 1, 1), t1.to(kind))
-    tl.store(_block(T, base, 2, 2), t2.to(kind))
-    tl.store(_block(T, base, 3, 3), t3.to(kind))
-    tl.store(_block(T, base, 1, 0), t10.to(kind))
-    tl.store(_block(T, base, 3, 2), t32.to(kind))
-    tl.store(_block(T, base, 2, 0), (-_mul(t2, y20, PRECISION)).to(kind))
-    tl.store(_block(T, base, 2, 1), (-_mul(t2, y21, PRECISION)).to(kind))
-    tl.store(_block(T, base, 3, 0), (-_mul(t32, y20, PRECISION) - _mul(t3, y30, PRECISION)).to(kind))
-    tl.store(_block(T, base, 3, 1), (-_mul(t32, y21, PRECISION) - _mul(t3, y31, PRECISION)).to(kind))
-    above = tl.zeros([16, 16], kind)
+    _put(T, base, 0, 0, t0, beta_, scaled)
+    _put(T, base, 1, 1, t1, beta_, scaled)
+    _put(T, base, 2, 2, t2, beta_, scaled)
+    _put(T, base, 3, 3, t3, beta_, scaled)
+    _put(T, base, 1, 0, t10, beta_, scaled)
+    _put(T, base, 3, 2, t32, beta_, scaled)
+    _put(T, base, 2, 0, (-_mul(t2, y20, PRECISION)), beta_, scaled)
+    _put(T, base, 2, 1, (-_mul(t2, y21, PRECISION)), beta_, scaled)
+    _put(T, base, 3, 0, (-_mul(t32, y20, PRECISION) - _mul(t3, y30, PRECISION)), beta_, scaled)
+    _put(T, base, 3, 1, (-_mul(t32, y21, PRECISION) - _mul(t3, y31, PRECISION)), beta_, scaled)
+    above = tl.zeros([16, 16], T.dtype.element_ty)
     tl.store(_block(T, base, 0, 1), above)
     tl.store(_block(T, base, 0, 2), above)
     tl.store(_block(T, base, 0, 3), above)
@@ -225,13 +153,13 @@ def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
     tl.store(_block(T, base, 2, 3), above)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def scan(
     q, k, v, each, G, P, T, Qs, Kd, Kg, S0, starts, stops, firsts,
     o, S1, states, X, R,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
-    KEEP: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    KEEP: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Chunk after chunk of one sequence and value head, BV columns of the state: o and the last state.
 
@@ -250,28 +178,28 @@ def scan(
         if KEEP:
             store_tile(states, block * KP * VP, d, e, VP, S)
         if GATE == 2:
-            ks = load_tile(Kg, block * C * KP, i, d, KP, DOT)
+            ks = load_chunk(Kg, block, i, d, KP, DOT, TMA)
         else:
             ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
             since, until = head_decays(G, block, GATE)
         if DELTA:
             if GATE == 2:
-                x = r.to(tl.float32) - dot(load_tile(Kd, block * C * KP, i, d, KP, DOT), before, DOT, PRECISION)
+                x = r.to(tl.float32) - dot(load_chunk(Kd, block, i, d, KP, DOT, TMA), before, DOT, PRECISION)
             else:
                 x = r.to(tl.float32) - dot(ks, before, DOT, PRECISION) * since[:, None]
             if KEEP:
                 store_tile(X, block * C * VP, i, e, VP, x)
             x *= tl.load(each + block * C + i)[:, None]
-            r = dot(load_tile(T, block * C * C, i, i, C, DOT), x, DOT, PRECISION)
+            r = dot(load_chunk(T, block, i, i, C, DOT, TMA), x, DOT, PRECISION)
         if KEEP:
             store_tile(R, block * C * VP, i, e, VP, r)
         else:
             if GATE == 2:
-                y = dot(load_tile(Qs, block * C * KP, i, d, KP, DOT), before, DOT, PRECISION)
+                y = dot(load_chunk(Qs, block, i, d, KP, DOT, TMA), before, DOT, PRECISION)
             else:
                 y = dot(load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT), before, DOT, PRECISION)
                 y *= (since * scale)[:, None]
-            y += dot(load_tile(P, block * C * C, i, i, C, DOT), r, DOT, PRECISION)
+            y += dot(load_chunk(P, block, i, i, C, DOT, TMA), r, DOT, PRECISION)
             store_rows(o, start, i, valid, HV, h, e, V, y)
         S = S * chunk_decay(G, block, d, KP, GATE)[:, None]
         if GATE < 2:

@@ -5,6 +5,7 @@ import triton.language as tl
 
 C = tl.constexpr(64)
 LOG2E = tl.constexpr(1.4426950408889634)
+COUNTS = ["chunks", "H", "HV"]  # kernels are compiled once for all of them
 
 
 @triton.jit
@@ -32,6 +33,15 @@ def store_rows(pointer, start, i, valid, heads, head, columns, width, x):
 def load_tile(pointer, base, rows, columns, width: tl.constexpr, DOT: tl.constexpr):
     """A tile of the buffer [..., rows, width], whose blocks start at `base`."""
     return tl.load(pointer + base + rows[:, None] * width + columns[None, :]).to(DOT)
+
+
+@triton.jit
+def load_chunk(x, block, i, columns, width: tl.constexpr, DOT: tl.constexpr, TMA: tl.constexpr):
+    """The rows of one chunk of the buffer [..., C, width], which TMA reads by its descriptor."""
+    if TMA:
+        return x.load([(block * C).to(tl.int32), 0]).to(DOT)
+    else:
+        return load_tile(x, block * C * width, i, columns, width, DOT)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 Launch settings are fixed by dtype and head size alone, never by batch, heads or length: neither are results.
 """
 
+import importlib
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -13,10 +14,12 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from evalsuite_kernels import chunk_channels as channels
 from evalsuite_kernels import chunk_gradients as gradients
 from evalsuite_kernels import chunk_kernels as kernels
-from evalsuite_kernels.arguments import INTERPRETED, expect, offsets
+from evalsuite_kernels.arguments import GLUON, INTERPRETED, expect, hopper, offsets
 from evalsuite_kernels.decode import decode_step
 
 CHUNK = 64
@@ -25,7 +28,8 @@ TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: 
 # scan of one stage nor narrower blocks with four warps: there the compiled wgmma reads wrong shared memory.
 SETTINGS = {
     "channel_gates": {"BK": 128, "num_warps": 4},
-    "channel_products": {"BK": 32, "num_warps": 2, "num_stages": 3},
+    "channel_levels": {"BK": 32, "num_warps": 2, "num_stages": 3},
+    "channel_rest": {"BK": 128, "num_warps": 4, "num_stages": 1},
     "head_products": {"BK": 64, "num_warps": 4},
     "solve": {"num_warps": 1},
     "scan": {"BV": 32, "STAGES": 2, "num_warps": 4},
@@ -63,6 +67,12 @@ def recurrence(
     return torch.ops.evalsuite.recurrence(q, k, v, g, beta, initial_state.float(), cu_seqlens, scale)
 
 
+@cache
+def hopper_part(name: str) -> Any:
+    """The kernels in Gluon, which not every Triton has."""
+    return importlib.import_module(f"evalsuite_kernels.hopper_{name}")
+
+
 class _Plan(NamedTuple):
     """Chunks: the first token and the end of each, and the first chunk of each sequence, as int32 tensors."""
 
@@ -87,10 +97,22 @@ def _even_plan(B: int, T: int, device: torch.device) -> _Plan:
     return _plan(range(0, B * T + 1, T), device)
 
 
+@cache  # for good, as above
+def _parts(device: torch.device) -> Tensor:
+    """[5, C, C] in bf16: which steps of a chunk the decay of each token takes, as 0 and 1.
+
+    From the start of its block of 16 on; from or to the boundary that a pair of blocks of 16, and of 32, meets at (rows
+    of odd blocks from there, keys of even blocks to there); from the chunk's start; and to the chunk's end.
+    """
+    i, j = torch.arange(CHUNK, device=device)[:, None], torch.arange(CHUNK, device=device)[None, :]
+    meet = [(i >> n == j >> n) & ((i >> n) % 2 == (j <= i).int()) for n in (4, 5)]
+    return torch.stack([(i >> 4 == j >> 4) & (j <= i), *meet, j <= i, j > i]).bfloat16()
+
+
 class _Run:
     """One call's tensors and constants, and what the forward and the backward pass both need."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a call's arguments
         self,
         q: Tensor,
         k: Tensor,
@@ -100,8 +122,11 @@ class _Run:
         S: Tensor,
         cu: Tensor | None,
         scale: float,
+        *,
+        keep: bool,
     ) -> None:
         B, T, self.H, self.K = q.shape
+        self.keep = keep  # for the backward pass
         self.HV, self.V = v.shape[2:]
         self.plan = _even_plan(B, T, q.device) if cu is None else _plan(cu.tolist(), q.device)
         self.q, self.k, self.v, self.scale = q.contiguous(), k.contiguous(), v.contiguous(), scale
@@ -115,9 +140,15 @@ class _Run:
         self.gate = 0 if g is None else 2 if g.dim() == 4 else 1
         # three products of tf32 keep what fp32 has, and compile in a tenth of the time of fp32's own; the interpreter
         # knows fp32 alone
-        exactly = "ieee" if INTERPRETED else "tf32x3"
-        self.precision = exactly if self.dtype == torch.float32 else "tf32"
+        self.exactly = "ieee" if INTERPRETED else "tf32x3"
+        self.precision = self.exactly if self.dtype == torch.float32 else "tf32"
         exact = {"DOT": TYPES[self.dtype], "PRECISION": self.precision}
+        self.tma = self.dtype.itemsize == 2 and hopper(q.device)
+        # fp16 has no room for keys that decay up; TMA reads from whole 16 bytes on
+        bf16 = self.tma and GLUON and self.dtype == torch.bfloat16 and self.K in {64, 128}
+        bf16 &= all(x.data_ptr() % 16 == 0 for x in (self.q, self.k, self.v))
+        self.blocks = bf16 and self.gate == 2
+        self.wide = bf16 and self.V in {64, 128, 256} and not keep
         self.shared: dict[str, Any] = {"KP": self.KP, "GATE": self.gate, "DELTA": beta is not None, **exact}
         self._prepare()
 
@@ -132,39 +163,74 @@ class _Run:
         starts, stops, _ = self.plan
         delta, sizes = self.beta is not None, (self.scale, self.chunks, self.H, self.HV, self.K)
         exact = torch.float64 if self.dtype == torch.float32 else torch.float32
-        self.P = self.buffer(CHUNK, CHUNK)
+        made_late = self.wide and self.gate < 2 and not delta  # the scan makes P
+        self.P = None if made_late else self.buffer(CHUNK, CHUNK)
         self.B = self.buffer(CHUNK, CHUNK, dtype=torch.float32) if delta else None
-        self.G = self.Qs = self.Kd = self.Kg = None
+        self.G: Tensor | None = None
+        self.Qs = self.Kd = self.Kg = None
         grid = (self.chunks, self.HV)
         shared = {name: value for name, value in self.shared.items() if name != "GATE"}
         if self.gate == 2:
-            self.G = self.buffer(CHUNK, self.KP, dtype=exact)
             self.Qs, self.Kg = self.buffer(CHUNK, self.KP), self.buffer(CHUNK, self.KP)
             self.Kd = self.buffer(CHUNK, self.KP) if delta else None
-            kernels.channel_gates[grid](
-                self.q, self.k, self.g, starts, stops, self.G, self.P, self.Qs, self.Kd, self.Kg, *sizes,
-                KP=self.KP, DELTA=delta, DOT=shared["DOT"], **self._settings("channel_gates"),
-            )  # fmt: skip
-            kernels.channel_products[grid](
-                self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
-                **shared, **self._settings("channel_products"),
-            )  # fmt: skip
+            self._channels(shared, sizes)
         else:
             if self.g is not None:
                 self.G = self.buffer(CHUNK, dtype=exact)
                 strides = (0, 1) if self.g.dim() == 1 else (self.HV, 1)
                 kernels.head_gates[grid](self.g, self.G, starts, stops, self.chunks, *strides, num_warps=1)
-            kernels.head_products[grid](
-                self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
-                **self.shared, **self._settings("head_products"),
-            )  # fmt: skip
+            if not made_late:
+                kernels.head_products[grid](
+                    self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
+                    **self.shared, **self._settings("head_products"),
+                )  # fmt: skip
         self.T = self.each = None
         if delta:
             self.T, self.each = self.buffer(CHUNK, CHUNK), self.buffer(CHUNK, dtype=torch.float32)
             kernels.solve[(self.chunks, self.HV)](
-                self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV,
-                PRECISION="ieee" if INTERPRETED else "tf32x3", **SETTINGS["solve"],
+                self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV, int(self.wide),
+                PRECISION=self.exactly, **SETTINGS["solve"],
             )  # fmt: skip
+
+    def _channels(self, shared: dict[str, Any], sizes: tuple[Any, ...]) -> None:
+        """G, P, B, Qs, Kd and Kg under a gate per channel."""
+        assert self.g is not None
+        starts, stops, _ = self.plan
+        grid = (self.chunks, self.HV)
+        exact = torch.float64 if self.dtype == torch.float32 else torch.float32
+        self.G = self.buffer(CHUNK, self.KP, dtype=exact)
+        made = self.Qs, self.Kd, self.Kg
+        if self.blocks:
+            whole = self.g.dtype == torch.bfloat16
+            slow = self.buffer(CHUNK, dtype=torch.int8)
+            self.D = self.buffer(self.K, dtype=torch.float32)
+            hopper_part("channels").channel_blocks[grid](
+                self.q, self.k, self.g, _parts(self.q.device), starts, stops,
+                self.G, self.D, self.P, self.B, *made, slow, self.scale, self.chunks, self.H, self.HV,
+                int(self.keep), K=self.K, DELTA=shared["DELTA"], TERMS=1 if whole else 3, num_warps=4,
+            )  # fmt: skip
+            channels.channel_rest[self.chunks, self.HV, 4](
+                self.q, self.k, self.G, slow, starts, stops, self.P, self.B, *sizes, **shared,
+                **self._settings("channel_rest"),
+            )  # fmt: skip
+        else:
+            channels.channel_gates[grid](
+                self.q, self.k, self.g, starts, stops, self.G, self.P, *made, *sizes,
+                KP=self.KP, DELTA=shared["DELTA"], DOT=shared["DOT"], **self._settings("channel_gates"),
+            )  # fmt: skip
+            channels.channel_levels[grid](
+                self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes, **shared,
+                **self._settings("channel_levels"),
+            )  # fmt: skip
+
+    def _chunks(self, *buffers: Tensor | None) -> list[Any]:
+        """Buffers [HV, chunks, C, width] for the scans: as TMA reads them, where it can."""
+        if not self.tma:
+            return list(buffers)
+        return [
+            x if x is None else TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [CHUNK, x.shape[-1]])
+            for x in buffers
+        ]
 
     def _settings(self, kernel: str) -> dict[str, int]:
         """The kernel's settings, its blocks no wider than the heads.
@@ -177,35 +243,57 @@ class _Run:
             most["num_warps"] = 2
         return {name: min(value, most.get(name, value)) for name, value in SETTINGS[kernel].items()}
 
-    def forward(self, *, keep: bool) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
-        """o, the last states, and with `keep` (and no o) each chunk's state, X and R."""
-        o = None if keep else torch.empty_like(self.v)
+    def forward(self) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+        """o and the last states; or, to keep for the backward pass, the last states and each chunk's state, X and R."""
+        o = None if self.keep else torch.empty_like(self.v)
         S = torch.empty_like(self.S)
         delta = self.beta is not None
         kept: list[Tensor | None] = [None] * 3
-        if keep:
+        if self.keep:
             kept = [self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None]
             kept.append(self.buffer(CHUNK, self.VP))
+        if self.wide:
+            assert o is not None
+            self._scan(o, S)
+            return o, S[..., : self.K, : self.V].contiguous(), kept
         settings = self._settings("scan")
         kernels.scan[(self.VP // settings["BV"], self.HV, self.N)](
-            self.q, self.k, self.v, self.each, self.G, self.P, self.T, self.Qs, self.Kd, self.Kg, self.S, *self.plan,
+            self.q, self.k, self.v, self.each, self.G, *self._chunks(self.P, self.T, self.Qs, self.Kd, self.Kg), self.S,
+            *self.plan,
             o, S, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
-            VP=self.VP, KEEP=keep, **self.shared, **settings,
+            VP=self.VP, KEEP=self.keep, TMA=self.tma, **self.shared, **settings,
         )  # fmt: skip
         return o, S[..., : self.K, : self.V].contiguous(), kept
 
+    def _scan(self, o: Tensor, S: Tensor) -> None:
+        """`forward` on Hopper."""
+        scan = hopper_part("scan")
+        buffers = {name: getattr(self, name) for name in ("P", "T", "Qs", "Kd", "Kg")}
+        tiles = {name: None if x is None else scan.describe(x, x.shape[-1]) for name, x in buffers.items()}
+        raw = self.gate < 2
+        tiles |= {
+            name: scan.describe(x.flatten(2), self.K) if raw else None for name, x in (("q", self.q), ("k", self.k))
+        }
+        scan.scan[(self.V // 64, self.HV, self.N)](
+            **tiles, v=scan.describe(self.v.flatten(2), 64), G=self.G if raw else self.D, S0=self.S,
+            starts=self.plan.starts, stops=self.plan.stops, firsts=self.plan.firsts, o=o, S1=S, scale=self.scale,
+            chunks=self.chunks, H=self.H, HV=self.HV, K=self.K, V=self.V, DELTA=self.beta is not None, GATE=self.gate,
+            STAGES=3, num_warps=4,
+        )  # fmt: skip
+
     def backward(self, d_o: Tensor, d_S: Tensor) -> list[Tensor]:
         """The gradients of q, k, v, g, beta and the initial state."""
-        _, _, (states, X, R) = self.forward(keep=True)
+        _, _, (states, X, R) = self.forward()
         d_o, d_S = d_o.contiguous(), self.padded(d_S.float())
         delta = self.beta is not None
         d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
         d_states, d_R = self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None
         settings = self._settings("scan_back")
         gradients.scan_back[(self.VP // settings["BV"], self.HV, self.N)](
-            self.q, self.k, d_o, self.each, self.G, self.P, self.T, self.Qs, self.Kd, self.Kg, d_S, *self.plan,
+            self.q, self.k, d_o, self.each, self.G, *self._chunks(self.P, self.T, self.Qs, self.Kd, self.Kg), d_S,
+            *self.plan,
             d_v, d_S0, d_states, d_R, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
-            VP=self.VP, **self.shared, **settings,
+            VP=self.VP, TMA=self.tma, **self.shared, **settings,
         )  # fmt: skip
         B, T = self.q.shape[:2]
         group = self.HV // self.H
@@ -236,7 +324,7 @@ class _Run:
 def _recurrence(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor, cu: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    o, last, _ = _Run(q, k, v, g, beta, S, cu, scale).forward(keep=False)
+    o, last, _ = _Run(q, k, v, g, beta, S, cu, scale, keep=False).forward()
     assert o is not None
     return o, last
 
@@ -260,7 +348,7 @@ def _recurrence_back(  # noqa: PLR0913, PLR0917 - the forward pass's arguments a
     d_o: Tensor,
     d_S: Tensor,
 ) -> list[Tensor]:
-    return _Run(q, k, v, g, beta, S, cu, scale).backward(d_o, d_S)
+    return _Run(q, k, v, g, beta, S, cu, scale, keep=True).backward(d_o, d_S)
 
 
 @_recurrence_back.register_fake

@@ -13,13 +13,19 @@ from evalsuite_kernels.full import dispatch
 def implementations(x: Tensor, widest: int = 0) -> dict[str, str]:
     """Operator -> what impl="auto" runs without gradients for tensors like x and heads of up to `widest`.
 
-    Softmax attention goes by the shapes of a call: "chunked; window: triton" names the exceptions (`full.dispatch`).
+    "chunked; window: triton" names kinds of calls that go another way: of softmax attention by `full.dispatch`, for
+    heads of `widest`, of the delta rule and in fp32 those with a gate per channel, whose kernels take heads of 128.
     """
     name = choose("auto", x, widest=widest)
-    others = dispatch.FASTER if name == "triton" else {}
-    exceptions = sorted(f"{kind}: {impl}" for (kind, size), impl in others.items() if size == x.itemsize)
-    full = "; ".join(["chunked", *exceptions])
-    return {"full_attention": full, "linear_attention": name, "delta_rule": name, "short_convolution": "chunked"}
+    delta = linear = name
+    full = "chunked"
+    if name == "triton":
+        kinds = [kind for kind in dispatch.KINDS if dispatch.of_class(kind, x, widest, widest, "forward") == name]
+        full = "; ".join([full, *(f"{kind}: {name}" for kind in sorted(kinds))])
+        by_channels = choose("auto", x, widest=widest, most=128)
+        delta = name if by_channels == name else f"{name}; gate per channel: {by_channels}"
+        linear = delta if x.dtype == torch.float32 else name
+    return {"full_attention": full, "linear_attention": linear, "delta_rule": delta, "short_convolution": "chunked"}
 
 
 def versions(x: Tensor) -> dict[str, str] | None:

@@ -30,19 +30,17 @@ def run(
     Where `form` is not token by token, long sequences run in segments, packed ones of like length as a padded batch.
     Returns o [B, T, HV, V] in v's dtype and the final state [N, HV, K, V].
     """
-    q, v = inputs[0], inputs[2]
-    assert q is not None
-    assert v is not None
+    q, k, v, g, beta, *_ = (*inputs, None)
+    assert q is not None and k is not None and v is not None  # noqa: PT018
     B, T, _, K = q.shape
     scale = K**-0.5 if scale is None else scale
-    k, (g, beta) = inputs[1], [*inputs[3:], None][:2]
-    # a delta rule under a gate per channel keeps three tiles of a chunk in shared memory, the others two
-    most = 128 if beta is not None and g is not None and g.dim() == 4 else LARGEST
+    # under a gate per channel a delta rule keeps three tiles of a chunk in shared memory, the others two; so does fp32
+    large = beta is not None or not q.dtype == k.dtype == v.dtype or q.dtype == torch.float32
+    most = 128 if large and g is not None and g.dim() == 4 else LARGEST
     name = choose(impl, *inputs, initial_state, widest=max(K, v.shape[3]), most=most)
     if name == "triton":
         from evalsuite_kernels.fused import recurrence
 
-        assert k is not None
         return recurrence(q, k, v, g, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
     form, token_by_token = forms[name], name == "reference"
     bounds = None if cu_seqlens is None else offsets(cu_seqlens, B, T)

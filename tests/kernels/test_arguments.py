@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evalsuite_kernels import arguments, delta_rule, full_attention, linear_attention, record, short_convolution
-from evalsuite_kernels.full import dispatch
+from evalsuite_kernels.full import api, dispatch
 
 
 def operators(dtype=torch.float32, K=4):
@@ -57,21 +57,89 @@ def test_a_double_state_counts_too():
 class OnGpu:
     """What the choice reads of a tensor, said to be on a GPU."""
 
-    is_cuda, dtype, itemsize = True, torch.bfloat16, 2
+    is_cuda, dtype, itemsize, device = True, torch.bfloat16, 2, torch.device("cuda")
+    requires_grad = False
+
+    def __init__(self, *shape):
+        self.shape = shape
 
 
 def test_auto_on_a_gpu_is_triton_where_it_can_run(monkeypatch):
     assert arguments.choose("auto", OnGpu(), widest=256) == "triton"
     assert arguments.choose("auto", OnGpu(), widest=257) == "chunked"
     assert arguments.choose("auto", OnGpu(), torch.zeros(1).double()) == "chunked"
-    monkeypatch.setattr(dispatch, "FASTER", {("window", 2): "triton", ("packed", 4): "triton"})
-    assert record.implementations(OnGpu(), 64) == {
-        "full_attention": "chunked; window: triton",
+    assert set(record.implementations(OnGpu(), 257).values()) == {"chunked"}
+
+
+FASTER = {
+    ("window", 2, 64, "forward"): "triton",
+    ("square", 2, 64, "forward"): "triton",
+    ("square", 2, 128, "both"): "triton",
+    ("cached", 2, 128, "forward"): "triton",
+    ("packed", 4, 64, "forward"): "triton",
+}
+
+
+def test_the_record_says_what_auto_takes(monkeypatch):
+    monkeypatch.setattr(dispatch, "FASTER", FASTER)
+    monkeypatch.setattr(dispatch, "hopper", lambda device: True)
+    told = record.implementations(OnGpu(), 64)
+    assert told == {
+        "full_attention": "chunked; square: triton; window: triton",
         "linear_attention": "triton",
         "delta_rule": "triton",
         "short_convolution": "chunked",
     }
-    assert set(record.implementations(OnGpu(), 257).values()) == {"chunked"}
+    assert record.implementations(OnGpu(), 48)["full_attention"] == "chunked; window: triton"
+    assert record.implementations(OnGpu(), 128)["full_attention"] == "chunked; cached: triton"
+    assert record.implementations(OnGpu(), 129)["delta_rule"] == "triton; gate per channel: chunked"
+    monkeypatch.setattr(dispatch, "hopper", lambda device: False)
+    assert record.implementations(OnGpu(), 64)["full_attention"] == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "D", "window", "learned", "name"),
+    [
+        (8, 8, 64, None, False, "triton"),
+        (8, 8, 64, None, True, "chunked"),
+        (8, 8, 128, None, True, "triton"),
+        (8, 8, 128, None, False, "chunked"),
+        (8, 8, 48, None, False, "chunked"),  # plain calls were timed with whole classes of heads
+        (8, 8, 48, 5, False, "triton"),
+        (8, 8, 64, 100, False, "triton"),
+        (2, 8, 128, None, False, "triton"),
+        (2, 8, 64, None, False, "chunked"),
+    ],
+)
+@pytest.mark.parametrize("B", [1, 5])
+def test_the_choice_goes_by_the_class_of_a_call(B, T, S, D, window, learned, name, monkeypatch):
+    monkeypatch.setattr(dispatch, "FASTER", FASTER)
+    monkeypatch.setattr(dispatch, "hopper", lambda device: True)
+    q, k, v = (OnGpu(B, n, 2, D) for n in (T, S, S))
+    k.requires_grad = learned
+    assert dispatch.faster(q, k, v, window, None, padded=False, packed=False) == name
+    with torch.no_grad():
+        without = dispatch.faster(q, k, v, window, None, padded=False, packed=False)
+    k.requires_grad = False
+    assert without == dispatch.faster(q, k, v, window, None, padded=False, packed=False)
+    monkeypatch.setattr(dispatch, "hopper", lambda device: False)
+    assert dispatch.faster(q, k, v, window, None, padded=False, packed=False) == "chunked"
+
+
+def test_auto_runs_what_the_table_names(monkeypatch):
+    ran = []
+    monkeypatch.setattr(arguments, "INTERPRETED", True)
+    monkeypatch.setattr(api, "choose", lambda *_, **__: "triton")
+    monkeypatch.setattr(api, "_triton", lambda q, k, v, **_: ran.append("triton") or q)
+    monkeypatch.setattr(dispatch, "hopper", lambda device: True)
+    monkeypatch.setattr(dispatch, "FASTER", {("window", 4, 64, "forward"): "triton"})
+    q = torch.zeros(1, 3, 1, 4)
+    full_attention(q, q, q)
+    assert ran == []
+    full_attention(q, q, q, window=2)
+    assert ran == ["triton"]
+    full_attention(q.requires_grad_(), q, q, window=2)
+    assert ran == ["triton"]
 
 
 def test_versions():

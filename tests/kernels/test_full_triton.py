@@ -1,5 +1,7 @@
 """The Triton kernels of softmax attention against its definition in fp64: on a GPU, or in Triton's interpreter."""
 
+import types
+
 import pytest
 import torch
 
@@ -237,7 +239,7 @@ def test_what_cannot_run_is_named():
     ("T", "S", "options", "kind"),
     [
         (8, 8, {}, "square"),
-        (8, 8, {"window": 8}, "square"),
+        (8, 8, {"window": 8}, "window"),
         (8, 8, {"window": 7}, "window"),
         (1, 8, {}, "cached"),
         (8, 8, {"sinks": True}, "sinks"),
@@ -248,6 +250,52 @@ def test_what_cannot_run_is_named():
 def test_shape_classes(T, S, options, kind):
     options = {"window": None, "sinks": False, "padded": False, "packed": False, **options}
     assert dispatch.kind(T, S, **options) == kind
+
+
+def options_of(which):
+    bounds = torch.tensor([0, 3, 9], device=DEVICE)
+    return {
+        "plain": {},
+        "window": {"window": 5},
+        "sinks": {"sinks": sinks_of(2)},
+        "packed": {"cu_seqlens": bounds},
+        "padded": {"key_lengths": torch.tensor([9], device=DEVICE)},
+    }[which]
+
+
+@pytest.mark.parametrize("which", ["plain", "window", "sinks", "packed", "padded"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_plain_calls_take_the_kernels_for_hopper_where_they_fit(which, fits, monkeypatch):
+    """Stand-ins give numbers of their own, so that it shows who has run."""
+    q, k, v = make(9, 9)
+    o, lse = torch.full_like(q, 7).detach(), torch.zeros(1, 2, 9, device=DEVICE)
+    back = types.SimpleNamespace(
+        fits=lambda g, q, k, v, scale: fits,
+        backward=lambda g, q, k, v, o, lse, scale: tuple(torch.full_like(x, 5) for x in (q, k, v)),
+    )
+    monkeypatch.setattr(kernels.hopper, "fits", lambda q, k, v, scale: fits)
+    monkeypatch.setattr(kernels.hopper, "forward", lambda q, k, v, scale: (o.clone(), lse.clone()))
+    monkeypatch.setattr(kernels, "_hopper_backward", lambda: back)
+    got = ours(q, k, v, **options_of(which))
+    grads = torch.autograd.grad(got.sum(), (q, k, v))
+    own = which == "plain" and fits
+    assert bool((got == 7).all()) is own
+    assert [bool((g == 5).all()) for g in grads] == [own] * 3
+
+
+def test_decoding_has_one_kernel_everywhere(monkeypatch):
+    monkeypatch.setattr(kernels.hopper, "fits", lambda *_: pytest.fail("decoding is no plain forward pass"))
+    agree(*make(2, 20), gradients=False)
+
+
+def test_a_missing_backward_pass_for_hopper_is_no_error(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(kernels.importlib, "import_module", missing)
+    kernels._hopper_backward.cache_clear()
+    assert kernels._hopper_backward() is None
+    kernels._hopper_backward.cache_clear()
 
 
 def test_settings_name_all_tiles():

@@ -58,7 +58,7 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
     whole.run(STREAM, data, tmp_path / "whole", quiet)
 
     first = Trainer(config(), RECIPE)
-    update, count = first._update, 0
+    update, count = first.update, 0
 
     def dying(*args: object) -> object:
         nonlocal count
@@ -69,7 +69,7 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
             first.save(tmp_path / "part")
         return update(*args)
 
-    monkeypatch.setattr(first, "_update", dying)
+    monkeypatch.setattr(first, "update", dying)
     with pytest.raises(KilledError):
         first.run(STREAM, data, tmp_path / "part", quiet)
     again = Trainer(config(), RECIPE)

@@ -38,9 +38,10 @@ def full_attention(  # noqa: PLR0913 - the published operators take these, and n
             its keys.
         key_lengths: integers [B], how many keys of a padded cache are valid in each row; row b's last query is key
             key_lengths[b] - 1. A query that would stand before its row's first key gives zeros.
-        impl: "auto" (on a GPU whichever of the last two is faster for the shapes, elsewhere "chunked"), "reference"
-            (token by token), "chunked" or "triton". "triton" computes 16-bit inputs on tensor cores, reads no bounds or
-            lengths back from a GPU, and there trusts them.
+        impl: "auto" (on a GPU whichever of the last two is faster for the kind of call, dtype, head dims and with or
+            without gradients: `full.dispatch`; elsewhere "chunked"), "reference" (token by token), "chunked" or
+            "triton". "triton" computes 16-bit inputs on tensor cores, reads no bounds or lengths back from a GPU, and
+            there trusts them.
 
     Returns:
         o [B, T, HQ, V] in q's dtype.

@@ -1,10 +1,14 @@
 """Softmax attention in Triton: tiles of queries over tiles of keys with an online softmax, forward and backward
-(FlashAttention-2, arXiv:2307.08691), and decoding over a cache in splits that are merged (Flash-Decoding).
+(FlashAttention-2, arXiv:2307.08691), and decoding over a cache in splits that are merged (Flash-Decoding). On Hopper
+plain calls - no window, sinks, packed sequences or lengths - take kernels of their own where those fit.
 
 Tiles depend on dtype and head dims alone and start at fixed positions of a sequence, so a row's bits depend neither on
-the batch nor on later tokens nor on a cache's capacity. Sums have one order (no atomics): all runs give the same bits.
+the batch nor on later tokens nor on a padded cache's capacity. Sums have one order: all runs give the same bits. Where
+two kernels compute the same row (decoding and the whole sequence; on Hopper also packed or padded, and alone), they
+agree up to rounding.
 """
 
+import importlib
 import math
 from functools import cache
 from typing import Any
@@ -12,23 +16,19 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from evalsuite_kernels.arguments import INTERPRETED, choose, expect
+from evalsuite_kernels.full import hopper
 from evalsuite_kernels.full.backward import backward_keys, backward_queries
 from evalsuite_kernels.full.decode import decode, merge
+from evalsuite_kernels.full.descriptors import described, pad
 from evalsuite_kernels.full.forward import forward
 from evalsuite_kernels.full.settings import settings
 
 LOG2E = math.log2(math.e)
 SPLIT = 512  # keys of a decoding split, at fixed positions
 DECODE = 16  # queries up to here over a longer cache are decoding
-TMA = True  # full tiles come through tensor descriptors (Hopper's TMA) where strides allow
 L2_BYTES = 24 << 20  # keys and values of the heads that run at a time
-
-
-def _pad(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))
 
 
 def _fan(heads: int, S: int, K: int, V: int, itemsize: int, group: int) -> int:
@@ -42,7 +42,7 @@ def _common(
     """Constants of the kernels of a call, and the strides of q, k and v."""
     K, V = q.shape[-1], v.shape[-1]
     constants = {
-        "K": K, "V": V, "BK": _pad(K), "BV": _pad(V), "PACKED": cu_q is not None, "PADDED": lengths is not None,
+        "K": K, "V": V, "BK": pad(K), "BV": pad(V), "PACKED": cu_q is not None, "PADDED": lengths is not None,
         "WINDOWED": window > 0, "WIDE": INTERPRETED,
     }  # fmt: skip
     return constants, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
@@ -53,31 +53,20 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
-    """x [B, T, H, D] as [B, T, columns], to be read by tiles [1, rows, D]; None if TMA cannot.
-
-    Whether it can depends on layout alone, so that a batch takes the way of each of its rows.
-    """
-    B, T, H, D = x.shape
-    sb, st, sh, _ = x.stride()
-    columns = (H - 1) * sh + D
-    sb = T * st if B == 1 else sb
-    steps = (x.data_ptr(), sb * x.itemsize, st * x.itemsize, sh * x.itemsize)
-    fits = _pad(D) == D and T > 0 and columns <= st <= sb and not any(n % 16 for n in steps)
-    if not TMA or not fits or not (INTERPRETED or (x.itemsize == 2 and _hopper(x.device))):
-        return None
-    return TensorDescriptor(x, [B, T, columns], [sb, st, 1], [1, rows, D])
+def _plain(*options: Tensor | int | None) -> bool:
+    """Whether a call has none of sinks, bounds, lengths and window."""
+    return all(x is None or (isinstance(x, int) and x == 0) for x in options)
 
 
 @cache
-def _hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] >= 9
-
-
-def _described(x: Tensor, y: Tensor, rows: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
-    """Both, or none."""
-    pair = _describe(x, rows), _describe(y, rows)
-    return pair if pair[0] and pair[1] else (None, None)
+def _hopper_backward() -> Any:
+    """The module of Hopper's backward pass, None where there is none: its `fits(g, q, k, v, scale)` says of a plain
+    call whether `backward(g, q, k, v, o, lse, scale)` gives dq, dk and dv."""
+    try:
+        module = importlib.import_module("evalsuite_kernels.full.hopper_backward")
+    except ImportError:
+        return None
+    return module if hasattr(module, "fits") else None
 
 
 OPTIONS = "Tensor? sinks, Tensor? cu_q, Tensor? cu_k, Tensor? lengths, float scale, int window"
@@ -111,6 +100,8 @@ def full_forward(
     lengths integers [B]; scale >= 0; window 0 for none.
     """
     q, k, v = _rows(q), _rows(k), _rows(v)
+    if _plain(sinks, cu_q, cu_k, lengths, window) and hopper.fits(q, k, v, scale):
+        return hopper.forward(q, k, v, scale)
     B, T, HQ, K = q.shape
     S, H, V = v.shape[1:]
     o, lse = _new_outputs(q, v)
@@ -120,7 +111,7 @@ def full_forward(
     constants, strides = _common(q, k, v, cu_q, lengths, window)
     sequences = 0 if cu_q is None else len(cu_q) - 1
     blocks = triton.cdiv(T, BLOCK_M) if cu_q is None else T // BLOCK_M + sequences
-    pair = _described(k, v, BLOCK_N)
+    pair = described(k, v, BLOCK_N)
     forward[(blocks * B * HQ,)](
         q, k, v, *pair, sinks, o, lse, cu_q, cu_k, lengths, scale * LOG2E, window, T, S, HQ, HQ // H, sequences, blocks,
         B * HQ, _fan(B * HQ, S, K, V, q.itemsize, HQ // H), *strides, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N,
@@ -156,6 +147,9 @@ def full_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtype of q, k, v and dsinks [HQ] in fp32 ([0] without sinks), from g = do [B, T, HQ, V]."""
     q, k, v, g, o = _rows(q), _rows(k), _rows(v), _rows(g), o.contiguous()
+    part = _hopper_backward() if _plain(sinks, cu_q, cu_k, lengths, window) else None
+    if part is not None and part.fits(g, q, k, v, scale):
+        return *part.backward(g, q, k, v, o, lse, scale), g.new_empty(0, dtype=torch.float32)
     B, T, HQ, K = q.shape
     S, H, V = v.shape[1:]
     dq, dk, dv, dsinks = _new_gradients(q, k, v, sinks)
@@ -166,7 +160,7 @@ def full_backward(
     if q.numel():
         BLOCK_M, BLOCK_N, warps, stages = settings("queries", q.dtype, K, V)
         blocks = triton.cdiv(T, BLOCK_M) if cu_q is None else T // BLOCK_M + sequences
-        pair = _described(k, v, BLOCK_N)
+        pair = described(k, v, BLOCK_N)
         backward_queries[(blocks * B * HQ,)](
             q, k, v, *pair, o, g, lse, dq, delta, cu_q, cu_k, lengths, scale * LOG2E, scale, window, T, S, HQ, HQ // H,
             sequences, blocks, B * HQ, _fan(B * HQ, S, K, V, q.itemsize, HQ // H), *strides,
@@ -175,7 +169,7 @@ def full_backward(
     if k.numel():
         BLOCK_M, BLOCK_N, warps, stages = settings("keys", q.dtype, K, V)
         blocks = triton.cdiv(S, BLOCK_N) if cu_q is None else S // BLOCK_N + sequences
-        pair = _described(q, g, BLOCK_M)
+        pair = described(q, g, BLOCK_M)
         backward_keys[(blocks * B * H,)](
             q, k, v, g, *pair, lse, delta, dk, dv, cu_q, cu_k, lengths, scale * LOG2E, scale, window, T, S, HQ, HQ // H,
             sequences, blocks, B * H, _fan(B * H, T * HQ // H, K, V, q.itemsize, 1), *strides,
@@ -348,8 +342,8 @@ def paged_decode(
     sinks: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of the last T tokens over a paged cache; the bits are those of `full_attention` over the same keys side
-    by side. Nothing waits for the device, so that a CUDA graph can hold it. No gradient.
+    """Attention of the last T tokens over a paged cache; the bits are those of `full_attention` decoding over the same
+    keys side by side. Nothing waits for the device, so that a CUDA graph can hold it. No gradient.
 
     Args:
         q: [B, T, HQ, K].

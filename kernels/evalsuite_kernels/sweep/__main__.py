@@ -10,12 +10,13 @@ import torch
 from evalsuite_kernels.sweep.common import Report, environment, machine
 
 SECTIONS = ("correctness", "bitwise", "speed", "decode", "start")
+TABLES = ("dispatch", "tune")  # print what is committed; only on request
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Prove and time the GPU kernels; writes JSON and a figure.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--out", type=Path, default=Path("results/kernels"))
+    parser.add_argument("--only", nargs="+", choices=(*SECTIONS, *TABLES), default=list(SECTIONS))
     parser.add_argument("--budget-seconds", type=float, default=3600.0, help="for each section")
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--impl", default="", help="default: triton on CUDA, chunked on a CPU")
@@ -27,12 +28,15 @@ def main() -> int:
     impl = args.impl or ("triton" if args.device == "cuda" else "chunked")
     only = [name for name in args.only if args.device == "cuda" or name in {"correctness", "bitwise"}]
     torch.manual_seed(0)
-    (args.out / "environment.json").write_text(json.dumps(environment(), indent=1))
+    if set(only) - set(TABLES):  # a table says itself what it was measured on
+        (args.out / "environment.json").write_text(json.dumps(environment(), indent=1))
     rates = machine() if args.device == "cuda" and {"speed", "decode"} & set(only) else {}
     passed = True
     for name in only:
         report = Report(args.out / f"{name}.json", args.budget_seconds, args.match)
         report.about = rates if name in {"speed", "decode"} else {}
+        if name in TABLES:
+            report.about = {"environment": environment()}
         if name in {"correctness", "bitwise"}:
             from evalsuite_kernels.sweep import exact
 
@@ -46,6 +50,14 @@ def main() -> int:
             from evalsuite_kernels.sweep import steps
 
             steps.decode(report, rates, args.tiny)
+        elif name == "dispatch":
+            from evalsuite_kernels.sweep import dispatch
+
+            dispatch.dispatch(report, args.tiny)
+        elif name == "tune":
+            from evalsuite_kernels.sweep import tune
+
+            tune.tune(report)
         else:
             from evalsuite_kernels.sweep import start
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Report:
 
 SHOWN = {
     "error", "errors", "equal", "impl", "ms", "p10", "p90", "roofline", "times_as_fast", "differs", "of_copy", "us",
-    "seconds", "first_call_seconds",
+    "seconds", "first_call_seconds", "host_ms", "shape", "ratio", "best", "committed", "rejected",
 }  # fmt: skip
 
 
@@ -183,28 +184,65 @@ def half_lives(g: Tensor | None) -> list[float] | None:
 def milliseconds(calls: dict[str, list[Callable[[], Any]]], seconds: float = 1.0, flush: bool = True) -> dict[str, Row]:
     """Median, p10 and p90 of each named list of calls (one a set of inputs), all in turn, timed by CUDA events.
 
-    Caches are overwritten before each call, which also hides the host's share of launches.
+    Before each timed call caches are overwritten, and the GPU spins for longer than the host takes to launch the call:
+    the events see the GPU's time alone. Only a call that itself waits for the GPU (for lengths, say) shows the host's
+    work after that wait. "host_ms" is the host's median time for a call on an idle GPU. Each name gets about `seconds`
+    of calls, 10 to 100 of them.
     """
-    cache = torch.empty(2**26, dtype=torch.int32, device="cuda")
-    began = time.perf_counter()
-    for each in calls.values():
-        for one in each:
+    flushed = _flusher() if flush else None
+    rate = spin_rate()
+    cycles, rounds, host = {}, 100, {}
+    for name, each in calls.items():
+        for one in each:  # compiles, and lets the allocator fill
             one()
-    torch.cuda.synchronize()
-    once = (time.perf_counter() - began) / max(1, sum(len(each) for each in calls.values()))
-    rounds = min(100, max(10, int(seconds / max(once, 1e-5))))
+        torch.cuda.synchronize()
+        launched, whole = zip(*(_clocked(each[i % len(each)]) for i in range(max(3, len(each)))), strict=True)
+        host[name] = statistics.median(launched) * 1e3
+        cycles[name] = int(rate * min(50.0, 1.5 * max(launched) * 1e3 + 0.2))
+        rounds = min(rounds, max(10, int(seconds / max(statistics.median(whole), 1e-5))))
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
     for i in range(rounds):
         for name, each in calls.items():
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            if flush:
-                cache.zero_()
+            if flushed is not None:
+                flushed()
+            torch.cuda._sleep(cycles[name])
             pair[0].record()
             each[i % len(each)]()
             pair[1].record()
             events[name].append(pair)
     torch.cuda.synchronize()
-    return {name: spread([a.elapsed_time(b) for a, b in pairs]) for name, pairs in events.items()}
+    return {
+        name: spread([a.elapsed_time(b) for a, b in pairs]) | {"host_ms": host[name]} for name, pairs in events.items()
+    }
+
+
+def _flusher() -> Callable[[], Any]:
+    """Overwrites more than the L2 cache holds."""
+    return torch.empty(2**26, dtype=torch.int32, device="cuda").zero_
+
+
+@cache
+def spin_rate() -> float:
+    """Cycles of torch.cuda._sleep in a millisecond."""
+    best = math.inf
+    for _ in range(3):  # the first finds the GPU asleep
+        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        a.record()
+        torch.cuda._sleep(10_000_000)
+        b.record()
+        torch.cuda.synchronize()
+        best = min(best, a.elapsed_time(b))
+    return 10_000_000 / best
+
+
+def _clocked(one: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds until a call on an idle GPU returns, and until the GPU is done with it."""
+    began = time.perf_counter()
+    one()
+    launched = time.perf_counter() - began
+    torch.cuda.synchronize()
+    return launched, time.perf_counter() - began
 
 
 def spread(times: list[float]) -> Row:

@@ -33,7 +33,9 @@ from evalsuite_kernels.sweep.common import (
 
 CHUNK = 64
 SETS = 3  # sets of inputs taken in turn
+SECONDS = 0.4  # of timed calls for each implementation in a row: all rows fit in a few minutes
 SHAPES = [(1, 8192, 32), (1, 32768, 32), (1, 131072, 32), (8, 4096, 16)]  # B, T, H
+FULL_SHAPES = [(1, 8192, 32), (1, 32768, 32), (8, 4096, 16)]  # softmax attention is quadratic in T
 Run = Callable[[Inputs], Tensor]
 
 
@@ -50,7 +52,7 @@ def peer(op: str) -> Run:
     return lambda x: simple(x["q"], x["k"], x["v"], g_gamma=x["g"], scale=1.0)[0]
 
 
-def cost(op: str, x: Inputs, backward: bool) -> tuple[float, float]:
+def cost(op: str, x: Inputs, way: str) -> tuple[float, float]:
     """Bytes and FLOPs."""
     q, v = x["q"], x["v"]
     assert q is not None
@@ -59,10 +61,12 @@ def cost(op: str, x: Inputs, backward: bool) -> tuple[float, float]:
     read = sum(t.nbytes for t in x.values() if t is not None)
     if op == "full":
         flops = 2.0 * B * T * T * H * d
-        return read + q.nbytes + (2 * read + q.nbytes if backward else 0), flops * (3.5 if backward else 1)
+        moved = {"forward": read + q.nbytes, "backward": 2 * read + q.nbytes}
+        return moved.get(way, sum(moved.values())), flops * {"forward": 1, "backward": 2.5}.get(way, 3.5)
     each = 6 * d * d + 10 * CHUNK * d if OPERATORS[op][0] == "delta" else 4 * d * d + 4 * CHUNK * d
     flops = float(B * T * HV * each)
-    return read + v.nbytes + (2 * read + v.nbytes if backward else 0), flops * (3 if backward else 1)
+    both = way == "both"
+    return read + v.nbytes + (2 * read + v.nbytes if both else 0), flops * (3 if both else 1)
 
 
 def rooflined(row: Row, bytes_: float, flops: float, rates: dict[str, float]) -> Row:
@@ -72,11 +76,15 @@ def rooflined(row: Row, bytes_: float, flops: float, rates: dict[str, float]) ->
     return row | counted | {"roofline": floor[bound] / row["ms"]}
 
 
-def step(run: Run, x: Inputs, towards: Tensor, backward: bool) -> Callable[[], Any]:
-    """One call: forward, or forward and backward from the output's gradient `towards`."""
-    if not backward:
+def step(run: Run, x: Inputs, towards: Tensor, way: str) -> Callable[[], Any]:
+    """One call: "forward", "both" (forward, and backward from the output's gradient `towards`) or "backward"."""
+    if way == "forward":
         return lambda: run(x)
     leaves = {n: t.detach().requires_grad_() for n, t in x.items() if t is not None and t.dim() > 1}
+    if way == "backward":
+        with torch.enable_grad():
+            o = run({**x, **leaves})
+        return lambda: torch.autograd.grad(o, list(leaves.values()), towards, allow_unused=True, retain_graph=True)
 
     def both() -> Any:
         return torch.autograd.grad(run({**x, **leaves}), list(leaves.values()), towards, allow_unused=True)
@@ -85,7 +93,7 @@ def step(run: Run, x: Inputs, towards: Tensor, backward: bool) -> Callable[[], A
 
 
 def compare(
-    op: str, runs: dict[str, Run | Exception], sets: list[Inputs], backward: bool, rates: dict[str, float]
+    op: str, runs: dict[str, Run | Exception], sets: list[Inputs], way: str, rates: dict[str, float]
 ) -> list[Row]:
     """A row for each of `runs`, which take turns; the first is ours. What fails leaves its error as text."""
     rows: dict[str, Row] = {}
@@ -96,12 +104,12 @@ def compare(
         try:
             if isinstance(run, Exception):
                 raise run
-            each = [step(run, x, d, backward) for x, d in zip(sets, towards, strict=True)]
+            each = [step(run, x, d, way) for x, d in zip(sets, towards, strict=True)]
             began = time.perf_counter()
             result = each[0]()
             torch.cuda.synchronize()
             rows[impl] = {"first_call_seconds": round(time.perf_counter() - began, 3)}
-            tensors = [t.float() for t in (result if backward else [result])]
+            tensors = [t.float() for t in ([result] if way == "forward" else result)]
             first = first or tensors
             rows[impl]["differs"] = max(  # from ours, by the norm: the worst of o or of all gradients
                 ((a - b).norm() / b.norm()).item() for a, b in zip(tensors, first, strict=True)
@@ -112,9 +120,9 @@ def compare(
             rows[impl] = {"error": brief(problem)}
         torch.cuda.empty_cache()
     first.clear()
-    bytes_, flops = cost(op, sets[0], backward)
-    with torch.set_grad_enabled(backward):
-        for impl, times in milliseconds(calls).items():
+    bytes_, flops = cost(op, sets[0], way)
+    with torch.set_grad_enabled(way == "both"):
+        for impl, times in milliseconds(calls, SECONDS).items():
             rows[impl] |= rooflined(times, bytes_, flops, rates)
     ours = next(iter(rows.values())).get("ms")
     for impl, row in rows.items():
@@ -125,11 +133,11 @@ def compare(
     assert q is not None
     shape = dict(zip("BTHD", q.shape, strict=True))
     about = shape | {"op": op, "dtype": str(q.dtype).removeprefix("torch."), "half_lives": half_lives(sets[0].get("g"))}
-    return [about | {"backward": backward} | row for row in rows.values()]
+    return [about | {"way": way} | row for row in rows.values()]
 
 
 def recurrent(
-    op: str, B: int, T: int, H: int, D: int, backward: bool, gate: torch.dtype, rates: dict[str, float]
+    op: str, B: int, T: int, H: int, D: int, way: str, gate: torch.dtype, rates: dict[str, float]
 ) -> list[Row]:
     sets = [inputs(op, B, T, H, D, regime="softplus", gate_dtype=gate) for _ in range(SETS)]
     runs: dict[str, Run | Exception] = {"ours": lambda x: call(op, x, "triton")[0]}
@@ -137,10 +145,10 @@ def recurrent(
         runs["fla"] = peer(op)
     except Exception as problem:  # not installed, or not on this machine
         runs["fla"] = problem
-    return compare(op, runs, sets, backward, rates)
+    return compare(op, runs, sets, way, rates)
 
 
-def full(B: int, T: int, H: int, D: int, backward: bool, rates: dict[str, float]) -> list[Row]:
+def full(B: int, T: int, H: int, D: int, way: str, rates: dict[str, float]) -> list[Row]:
     sets: list[Inputs] = [
         {n: torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16) for n in "qkv"} for _ in range(SETS)
     ]
@@ -158,25 +166,24 @@ def full(B: int, T: int, H: int, D: int, backward: bool, rates: dict[str, float]
     runs: dict[str, Run | Exception] = {"ours": partial(ours, "triton"), "auto": partial(ours, "auto")}
     backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
     runs |= {f"sdpa {backend.name.lower()}": partial(sdpa, backend) for backend in backends}
-    return compare("full", runs, sets, backward, rates)
+    return compare("full", runs, sets, way, rates)
 
 
 def speed(report: Report, rates: dict[str, float], gate: torch.dtype, tiny: bool) -> None:
     """Fill the report: KDA first, forward before backward, short before long."""
     D = 128
     shapes = [(1, 512, 4)] if tiny else SHAPES
-    jobs: list[tuple[str, tuple[int, int, int], bool]] = [("kda", s, b) for b in (False, True) for s in shapes]
-    jobs += [(op, s, False) for op in ("gdn", "gla", "lightning") for s in shapes]
-    jobs += [
-        ("full", s, b) for b in (False, True) for s in ([(1, 512, 4)] if tiny else [(1, 8192, 32), (1, 32768, 32)])
-    ]
-    jobs += [(op, s, True) for op in ("gdn", "gla", "lightning") for s in shapes]
-    for op, (B, T, H), backward in jobs:
-        name = f"{op} B{B} T{T} H{H} {'both' if backward else 'forward'}"
+    jobs: list[tuple[str, tuple[int, int, int], str]] = [("kda", s, w) for w in ("forward", "both") for s in shapes]
+    jobs += [(op, s, "forward") for op in ("gdn", "gla", "lightning") for s in shapes]
+    full_shapes = [(1, 512, 4)] if tiny else FULL_SHAPES
+    jobs += [("full", s, w) for w in ("forward", "backward", "both") for s in full_shapes]
+    jobs += [(op, s, "both") for op in ("gdn", "gla", "lightning") for s in shapes]
+    for op, (B, T, H), way in jobs:
+        name = f"{op} B{B} T{T} H{H} {way}"
         if op == "full":
-            report.add(name, partial(full, B, T, H, D, backward, rates))
+            report.add(name, partial(full, B, T, H, D, way, rates))
         else:
-            report.add(name, partial(recurrent, op, B, T, H, D, backward, gate, rates))
+            report.add(name, partial(recurrent, op, B, T, H, D, way, gate, rates))
     report.close()
 
 

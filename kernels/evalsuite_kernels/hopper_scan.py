@@ -1,0 +1,269 @@
+"""The scan over chunks on Hopper's tensor cores, in Gluon.
+
+Each program holds 64 columns of the state, transposed: S^T [64, K] in registers. As a left operand it never leaves
+them, nor do X^T, R^T and O^T [64, C] (the names are those of `chunk_kernels.py`), so a chunk costs no exchange between
+threads; tiles of chunks to come arrive through TMA meanwhile.
+"""
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # names before and after Triton 3.7
+barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+C = gl.constexpr(64)
+BLOCK = gl.constexpr(64)  # columns of the state in a program
+
+
+def describe(x: Tensor, width: int) -> TensorDescriptor:
+    """x [..., columns] in bf16, to be read by tiles [C, width]."""
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [64, width], gl.NVMMASharedLayout(128, 16, 2))
+
+
+@gluon.jit
+def _cut(tile, count, K: gl.constexpr):
+    """Zeros in the rows of a tile [C, K] from `count` on: they are another sequence's."""
+    L: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
+    i = gl.arange(0, C, gl.SliceLayout(1, L))
+    x = tile.load(L)
+    tile.store(gl.where((i < count)[:, None], x, gl.zeros_like(x)))
+
+
+@gluon.jit
+def _produce(
+    q, k, v, P, T, Qs, Kd, Kg, tiles, bars, chunks, key, value, DELTA: gl.constexpr, GATE: gl.constexpr
+):  # fmt: skip
+    """Load the chunks' tiles as room for them is made."""
+    qs, ks, kd, vs, ps, ts = tiles
+    full, ready, free = bars
+    starts, stops, first, end, row = chunks
+    STAGES: gl.constexpr = qs.shape[0]
+    K: gl.constexpr = qs.shape[2]
+    PAIRS: gl.constexpr = DELTA or GATE == 2
+    columns: gl.constexpr = (
+        2 * K + BLOCK + (C if PAIRS else 0) + (C if DELTA else 0) + (K if DELTA and GATE == 2 else 0)
+    )
+    for c in range(first, end):
+        slot, bar = (c - first) % STAGES, full.index((c - first) % STAGES)
+        start = gl.load(starts + c)
+        mbarrier.wait(free.index(slot), (((c - first) // STAGES) & 1) ^ 1)
+        mbarrier.expect(bar, 2 * C * columns)
+        at = (row + c) * C
+        if GATE == 2:
+            if DELTA:
+                load(Kd, [at, 0], bar, kd.index(slot))
+            load(Kg, [at, 0], bar, ks.index(slot))
+            load(Qs, [at, 0], bar, qs.index(slot))
+        else:
+            load(k, [start, key], bar, ks.index(slot))
+            load(q, [start, key], bar, qs.index(slot))
+        load(v, [start, value], bar, vs.index(slot))
+        if DELTA:
+            load(T, [at, 0], bar, ts.index(slot))
+        if PAIRS:
+            load(P, [at, 0], bar, ps.index(slot))
+
+
+@gluon.jit
+def _pair(G, tiles, decays, bars, chunks, scale, GATE: gl.constexpr):
+    """Linear attention without a gate per channel: P^T [C, C] of each chunk, and the decays [2, C] of its tokens from
+    the chunk's start, times the scale, and to its end."""
+    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
+    qs, ks, kd, vs, ps, ts = tiles
+    full, ready, free = bars
+    starts, stops, first, end, row = chunks
+    STAGES: gl.constexpr = qs.shape[0]
+    K: gl.constexpr = qs.shape[2]
+    j = gl.arange(0, C, gl.SliceLayout(1, KEYS))
+    i = gl.arange(0, C, gl.SliceLayout(0, KEYS))
+    past = j[:, None] <= i[None, :]
+    none = gl.zeros([C, C], gl.float32, KEYS)
+    for c in range(first, end):
+        slot = (c - first) % STAGES
+        q_, k_ = qs.index(slot), ks.index(slot)
+        start, stop = gl.load(starts + c), gl.load(stops + c)
+        if GATE == 1:
+            gates = G + (row + c).to(gl.int64) * C
+            mine, there, last = gl.load(gates + j), gl.load(gates + i), gl.load(gates + C - 1)
+        mbarrier.wait(full.index(slot), ((c - first) // STAGES) & 1)
+        if start + C > stop:
+            _cut(k_, stop - start, K)
+            _cut(q_, stop - start, K)
+            hopper.fence_async_shared()
+            barrier()
+        P = hopper.warpgroup_mma(k_, q_.permute((1, 0)), none, use_acc=False, is_async=True)
+        decay = gl.where(past, scale, 0.0)
+        if GATE == 1:
+            decay *= gl.exp2(gl.where(past, there[None, :] - mine[:, None], 0.0))
+            decays.index(2 * slot).store(gl.exp2(there) * scale)
+            decays.index(2 * slot + 1).store(gl.exp2(last - there))
+        P = hopper.warpgroup_mma_wait(0, [P])
+        ps.index(slot).store((P * decay).to(gl.bfloat16))
+        hopper.fence_async_shared()
+        mbarrier.arrive(ready.index(slot))
+
+
+@gluon.jit
+def _write(o, y, start, stop, value, HV, V: gl.constexpr):
+    """y [C, BLOCK] to the tokens start .. stop - 1 of o."""
+    barrier()
+    L: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    i = gl.arange(0, C, gl.SliceLayout(1, L))
+    e = gl.arange(0, BLOCK, gl.SliceLayout(0, L))
+    to = o + start.to(gl.int64) * (HV * V) + value
+    gl.store(to + i[:, None] * (HV * V) + e[None, :], y.load(L), mask=(start + i < stop)[:, None])
+
+
+@gluon.jit
+def _consume(
+    o, S0, S1, G, tiles, y, decays, bars, chunks, value, at, scale, HV,
+    K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr, GATE: gl.constexpr,
+):  # fmt: skip
+    """Tensor cores are given work as early as it is ready; the chunk before is written out meanwhile."""
+    STATE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
+    TOKENS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
+    OF_STATE: gl.constexpr = gl.DotOperandLayout(0, STATE, 2)
+    OF_TOKENS: gl.constexpr = gl.DotOperandLayout(0, TOKENS, 2)
+    PAIRS: gl.constexpr = DELTA or GATE == 2  # given, and with the gates of a head here; else made by `_pair`
+    qs, ks, kd, vs, ps, ts = tiles
+    full, ready, free = bars
+    starts, stops, first, end, row = chunks
+    STAGES: gl.constexpr = qs.shape[0]
+    e = gl.arange(0, BLOCK, gl.SliceLayout(1, STATE))[:, None]
+    d = gl.arange(0, K, gl.SliceLayout(0, STATE))
+    S = gl.load(S0 + at + d[None, :] * V + e)
+    token = gl.arange(0, C, gl.SliceLayout(0, TOKENS))
+    none = gl.zeros([BLOCK, C], gl.float32, TOKENS)
+    # gates and bounds are loaded a chunk ahead
+    there = first < end
+    start, stop = gl.load(starts + first, mask=there, other=0), gl.load(stops + first, mask=there, other=0)
+    if GATE == 2:
+        whole = gl.load(G + (row + first).to(gl.int64) * K + d, mask=d < K * there.to(gl.int32), other=0.0)
+    elif GATE == 1:
+        gates = G + (row + first).to(gl.int64) * C
+        here = gl.load(gates + token, mask=token < C * there.to(gl.int32), other=0.0)
+        last = gl.load(gates + C - 1, mask=there, other=0.0)
+    for c in range(first, end):
+        slot = (c - first) % STAGES
+        ahead = gl.minimum(c + 1, end - 1)
+        start_, stop_ = gl.load(starts + ahead), gl.load(stops + ahead)
+        q_, k_, v_ = qs.index(slot), ks.index(slot), vs.index(slot)
+        before = gl.convert_layout(S.to(gl.bfloat16), OF_TOKENS)
+        if GATE == 2:
+            S = S * whole[None, :]
+            whole = gl.load(G + (row + ahead).to(gl.int64) * K + d)
+        elif GATE == 1:
+            S = S * gl.exp2(last)
+        mbarrier.wait(full.index(slot), ((c - first) // STAGES) & 1)
+        if not PAIRS:
+            mbarrier.wait(ready.index(slot), ((c - first) // STAGES) & 1)
+        if start + C > stop:
+            _cut(v_, stop - start, BLOCK)
+            if GATE < 2 and PAIRS:
+                _cut(k_, stop - start, K)
+                _cut(q_, stop - start, K)
+            hopper.fence_async_shared()
+            barrier()
+        if DELTA:
+            read = kd.index(slot) if GATE == 2 else k_
+            X = hopper.warpgroup_mma(before, read.permute((1, 0)), none, use_acc=False, is_async=True)
+        else:
+            Y = hopper.warpgroup_mma(before, q_.permute((1, 0)), none, use_acc=False, is_async=True)
+        r = v_.permute((1, 0)).load(TOKENS)
+        if GATE == 1:
+            if PAIRS:
+                since, until = gl.exp2(here), gl.exp2(last - here)
+            gates = G + (row + ahead).to(gl.int64) * C
+            if PAIRS:
+                here = gl.load(gates + token)
+            last = gl.load(gates + C - 1)
+        if DELTA:
+            X = hopper.warpgroup_mma_wait(0, [X])
+            if GATE == 1:
+                X = X * since[None, :]
+            x = gl.convert_layout((r.to(gl.float32) - X).to(gl.bfloat16), OF_TOKENS)
+            R = hopper.warpgroup_mma(x, ts.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
+            Y = hopper.warpgroup_mma(before, q_.permute((1, 0)), none, use_acc=False, is_async=True)
+            r = hopper.warpgroup_mma_wait(1, [R])
+        late = r
+        if GATE == 1:
+            if not PAIRS:
+                until = decays.index(2 * slot + 1).load(gl.SliceLayout(0, TOKENS))
+            late = r.to(gl.float32) * until[None, :]
+        S = hopper.warpgroup_mma(gl.convert_layout(late.to(gl.bfloat16), OF_STATE), k_, S, is_async=True)
+        if GATE < 2:
+            if GATE == 1:
+                from_start = since * scale if PAIRS else decays.index(2 * slot).load(gl.SliceLayout(0, TOKENS))
+            Y = hopper.warpgroup_mma_wait(1, [Y])
+            Y = Y * from_start[None, :] if GATE == 1 else Y * scale
+        r = gl.convert_layout(r.to(gl.bfloat16), OF_TOKENS)
+        pairs = ps.index(slot).permute((1, 0)) if PAIRS else ps.index(slot)
+        Y = hopper.warpgroup_mma(r, pairs, Y, is_async=True)
+        _write(o, y, start - C, gl.where(c > first, start, start - C), value, HV, V)  # all but a last chunk are whole
+        S, Y = hopper.warpgroup_mma_wait(0, [S, Y])
+        mbarrier.arrive(free.index(slot))
+        y.permute((1, 0)).store(Y.to(gl.bfloat16))
+        start, stop = start_, stop_
+    _write(o, y, start, stop, value, HV, V)
+    gl.store(S1 + at + d[None, :] * V + e, S)
+
+
+@gluon.jit(do_not_specialize=["chunks", "H", "HV"])
+def scan(
+    q, k, v, P, T, Qs, Kd, Kg, G, S0, starts, stops, firsts,
+    o, S1,
+    scale, chunks, H, HV,
+    K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr, GATE: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Chunk after chunk of one sequence and value head, 64 columns of the state: o and the last state.
+
+    The columns of T are multiplied by beta already. G: [HV, chunks, K], the decay of whole chunks (GATE 2), or
+    [HV, chunks, C]. P is given, but for linear attention without a gate per channel.
+    """
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    vb, h, n = gl.program_id(0), gl.program_id(1), gl.program_id(2)
+    first, end = gl.load(firsts + n), gl.load(firsts + n + 1)
+    qs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, K], SHARED)
+    ks = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, K], SHARED)
+    kd = gl.allocate_shared_memory(gl.bfloat16, [STAGES if DELTA and GATE == 2 else 1, C, K], SHARED)
+    vs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BLOCK], SHARED)
+    ps = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, C], SHARED)
+    ts = gl.allocate_shared_memory(gl.bfloat16, [STAGES if DELTA else 1, C, C], SHARED)
+    y = gl.allocate_shared_memory(gl.bfloat16, [C, BLOCK], SHARED)
+    decays = gl.allocate_shared_memory(gl.float32, [2 * STAGES, C], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(free.index(slot), count=1)
+        mbarrier.init(ready.index(slot), count=1)
+    hopper.fence_async_shared()
+    tiles = (qs, ks, kd, vs, ps, ts)
+    value = h * V + vb * BLOCK
+    at = (n * HV + h).to(gl.int64) * (K * V) + vb * BLOCK
+    key = h // (HV // H) * K
+    bars = (full, ready, free)
+    chunks_ = (starts, stops, first, end, h * chunks)
+    if DELTA or GATE == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (o, S0, S1, G, tiles, y, decays, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
+                (_produce, (q, k, v, P, T, Qs, Kd, Kg, tiles, bars, chunks_, key, value, DELTA, GATE)),
+            ],
+            [1],
+            [40],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (o, S0, S1, G, tiles, y, decays, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
+                (_pair, (G, tiles, decays, bars, chunks_, scale, GATE)),
+                (_produce, (q, k, v, P, T, Qs, Kd, Kg, tiles, bars, chunks_, key, value, DELTA, GATE)),
+            ],
+            [4, 1],
+            [168, 40],
+        )
