@@ -83,7 +83,8 @@ def begin(x, N):
 @on_hopper
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize(("T", "B", "K", "HV", "packed"), [
-    (1, 2, 128, 2, False), (17, 1, 128, 2, False), (64, 3, 64, 4, False), (500, 1, 128, 4, False), (500, 1, 128, 2, True),
+    (1, 2, 128, 2, False), (17, 1, 128, 2, False), (64, 3, 64, 4, False),
+    (500, 1, 128, 4, False), (500, 1, 128, 2, True),
 ])  # fmt: skip
 def test_definition(op, T, B, K, HV, packed):
     x = inputs(op, B, T, 2, K, HV=HV)
