@@ -96,11 +96,11 @@ def inside_back(
                 load_tile(X, block * C * VP, i, e, VP, DOT).to(tl.float32),
                 load_tile(d_R, block * C * VP, i, e, VP, DOT),
             )
-            da += dot(dr, tl.trans(x * strength[:, None]), DOT, PRECISION)
+            da += dot(dr, tl.trans(x * strength[:, None]), tl.float32, PRECISION)
             db += tl.sum(dot(tl.trans(t), dr, DOT, PRECISION) * x, 1)
     dp = tl.where(i[:, None] >= i[None, :], dp, 0.0)
-    if DELTA:  # T = (I + A)^-1
-        da = dot(dot(tl.trans(t), da, DOT, PRECISION), tl.trans(t), DOT, PRECISION)
+    if DELTA:  # T = (I + A)^-1; three roundings to half precision would be a quarter of all error of dk
+        da = dot(dot(tl.trans(t), da, tl.float32, PRECISION), tl.trans(t), tl.float32, PRECISION)
         da = tl.where(i[:, None] > i[None, :], -da, 0.0)
         below = i[:, None] > i[None, :]
         db += tl.sum(da * tl.load(B + block * C * C + i[:, None] * C + i[None, :], mask=below, other=0.0), 1)

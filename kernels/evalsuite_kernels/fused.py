@@ -21,6 +21,7 @@ from evalsuite_kernels import chunk_gradients as gradients
 from evalsuite_kernels import chunk_kernels as kernels
 from evalsuite_kernels.arguments import GLUON, INTERPRETED, expect, hopper, offsets
 from evalsuite_kernels.decode import decode_step
+from evalsuite_kernels.launches import Launches
 
 CHUNK = 64
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -127,6 +128,7 @@ class _Run:
     ) -> None:
         B, T, self.H, self.K = q.shape
         self.keep = keep  # for the backward pass
+        self.launches = Launches()
         self.HV, self.V = v.shape[2:]
         self.plan = _even_plan(B, T, q.device) if cu is None else _plan(cu.tolist(), q.device)
         self.q, self.k, self.v, self.scale = q.contiguous(), k.contiguous(), v.contiguous(), scale
@@ -151,6 +153,9 @@ class _Run:
         self.wide = bf16 and self.V in {64, 128, 256} and not keep
         self.shared: dict[str, Any] = {"KP": self.KP, "GATE": self.gate, "DELTA": beta is not None, **exact}
         self._prepare()
+
+    def run(self) -> None:
+        self.launches.run((*self.shared.values(), self.VP, self.keep, self.blocks, self.wide, self.q.device))
 
     def padded(self, S: Tensor) -> Tensor:
         """A state [N, HV, K, V] for the kernels: [N, HV, KP, VP]."""
@@ -178,16 +183,20 @@ class _Run:
             if self.g is not None:
                 self.G = self.buffer(CHUNK, dtype=exact)
                 strides = (0, 1) if self.g.dim() == 1 else (self.HV, 1)
-                kernels.head_gates[grid](self.g, self.G, starts, stops, self.chunks, *strides, num_warps=1)
+                self.launches.add(
+                    kernels.head_gates, grid, self.g, self.G, starts, stops, self.chunks, *strides, num_warps=1
+                )
             if not made_late:
-                kernels.head_products[grid](
+                self.launches.add(
+                    kernels.head_products, grid,
                     self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
                     **self.shared, **self._settings("head_products"),
                 )  # fmt: skip
         self.T = self.each = None
         if delta:
             self.T, self.each = self.buffer(CHUNK, CHUNK), self.buffer(CHUNK, dtype=torch.float32)
-            kernels.solve[(self.chunks, self.HV)](
+            self.launches.add(
+                kernels.solve, (self.chunks, self.HV),
                 self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV, int(self.wide),
                 PRECISION=self.exactly, **SETTINGS["solve"],
             )  # fmt: skip
@@ -204,21 +213,25 @@ class _Run:
             whole = self.g.dtype == torch.bfloat16
             slow = self.buffer(CHUNK, dtype=torch.int8)
             self.D = self.buffer(self.K, dtype=torch.float32)
-            hopper_part("channels").channel_blocks[grid](
+            self.launches.add(
+                hopper_part("channels").channel_blocks, grid,
                 self.q, self.k, self.g, _parts(self.q.device), starts, stops,
                 self.G, self.D, self.P, self.B, *made, slow, self.scale, self.chunks, self.H, self.HV,
                 int(self.keep), K=self.K, DELTA=shared["DELTA"], TERMS=1 if whole else 3, num_warps=4,
             )  # fmt: skip
-            channels.channel_rest[self.chunks, self.HV, 4](
+            self.launches.add(
+                channels.channel_rest, (self.chunks, self.HV, 4),
                 self.q, self.k, self.G, slow, starts, stops, self.P, self.B, *sizes, **shared,
                 **self._settings("channel_rest"),
             )  # fmt: skip
         else:
-            channels.channel_gates[grid](
+            self.launches.add(
+                channels.channel_gates, grid,
                 self.q, self.k, self.g, starts, stops, self.G, self.P, *made, *sizes,
                 KP=self.KP, DELTA=shared["DELTA"], DOT=shared["DOT"], **self._settings("channel_gates"),
             )  # fmt: skip
-            channels.channel_levels[grid](
+            self.launches.add(
+                channels.channel_levels, grid,
                 self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes, **shared,
                 **self._settings("channel_levels"),
             )  # fmt: skip
@@ -255,14 +268,18 @@ class _Run:
         if self.wide:
             assert o is not None
             self._scan(o, S)
+            self.run()
             return o, S[..., : self.K, : self.V].contiguous(), kept
         settings = self._settings("scan")
-        kernels.scan[(self.VP // settings["BV"], self.HV, self.N)](
+        self.launches.add(
+            kernels.scan, (self.VP // settings["BV"], self.HV, self.N),
             self.q, self.k, self.v, self.each, self.G, *self._chunks(self.P, self.T, self.Qs, self.Kd, self.Kg), self.S,
             *self.plan,
             o, S, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
             VP=self.VP, KEEP=self.keep, TMA=self.tma, **self.shared, **settings,
         )  # fmt: skip
+        if not self.keep:
+            self.run()
         return o, S[..., : self.K, : self.V].contiguous(), kept
 
     def _scan(self, o: Tensor, S: Tensor) -> None:
@@ -274,7 +291,8 @@ class _Run:
         tiles |= {
             name: scan.describe(x.flatten(2), self.K) if raw else None for name, x in (("q", self.q), ("k", self.k))
         }
-        scan.scan[(self.V // 64, self.HV, self.N)](
+        self.launches.add(
+            scan.scan, (self.V // 64, self.HV, self.N),
             **tiles, v=scan.describe(self.v.flatten(2), 64), G=self.G if raw else self.D, S0=self.S,
             starts=self.plan.starts, stops=self.plan.stops, firsts=self.plan.firsts, o=o, S1=S, scale=self.scale,
             chunks=self.chunks, H=self.H, HV=self.HV, K=self.K, V=self.V, DELTA=self.beta is not None, GATE=self.gate,
@@ -289,7 +307,8 @@ class _Run:
         d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
         d_states, d_R = self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None
         settings = self._settings("scan_back")
-        gradients.scan_back[(self.VP // settings["BV"], self.HV, self.N)](
+        self.launches.add(
+            gradients.scan_back, (self.VP // settings["BV"], self.HV, self.N),
             self.q, self.k, d_o, self.each, self.G, *self._chunks(self.P, self.T, self.Qs, self.Kd, self.Kg), d_S,
             *self.plan,
             d_v, d_S0, d_states, d_R, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
@@ -304,12 +323,14 @@ class _Run:
             tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)
             d_g = self.q.new_empty(tokens, dtype=torch.float32 if self.g.dim() == 1 else self.g.dtype)
         d_beta = torch.empty_like(self.beta) if self.beta is not None else None
-        gradients.inside_back[(self.chunks, self.HV)](
+        self.launches.add(
+            gradients.inside_back, (self.chunks, self.HV),
             self.q, self.k, self.each, self.G, d_o, d_v, self.B, self.T, states, d_states, X, R, d_R,
             self.plan.starts, self.plan.stops, d_q, d_k, d_g, d_beta,
             self.scale, self.chunks, self.H, self.HV, self.K, self.V,
             VP=self.VP, **self.shared, **self._settings("inside_back"),
         )  # fmt: skip
+        self.run()
         if group > 1:
             d_q, d_k = (x.unflatten(2, (self.H, group)).sum(3) for x in (d_q, d_k))
         if d_g is not None and self.g is not None and self.g.dim() == 1:

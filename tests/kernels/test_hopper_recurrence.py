@@ -15,55 +15,57 @@ on_hopper = pytest.mark.skipif(not HOPPER, reason="it needs a Hopper GPU")
 PACKED = [0, 5, 5, 38, 39, 103, 230, 430, 430, 500]
 
 COMPILE = """
+import sys
+
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
+from triton.backends.nvidia.driver import CudaDriver
+from triton.runtime import driver
 
-from evalsuite_kernels import hopper_channels, hopper_scan
-
-
-def tile(columns):
-    return f"tensordesc<bf16[64, {columns}],{gl.NVMMASharedLayout(128, 16, 2)!r}>"
+from evalsuite_kernels import fused, launches
 
 
-def shared(kernel, constants, kinds):
-    names = kernel.arg_names
-    signature = {n: "constexpr" if n in constants else kinds[n] for n in names}
-    values = {(names.index(n),): value for n, value in constants.items()}
-    pointers = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"}
-    source = GluonASTSource(kernel, signature, values, pointers)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).metadata.shared
+class NoDriver(CudaDriver):
+    def __init__(self):
+        self.get_current_device, self.get_current_stream = (lambda: 0), (lambda device: 0)
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
 
 
-integers = dict.fromkeys(("chunks", "H", "HV", "keep"), "i32") | {"scale": "fp32"}
-lists = dict.fromkeys(("starts", "stops", "firsts"), "*i32")
-for K in (128,):
-    for delta in True, False:
-        for gate in 0, 1, 2:
-            gone = ["q", "k"] if gate == 2 else ["Qs", "Kd", "Kg"]
-            gone += [] if delta else ["T", "Kd"]
-            gone += [] if delta or gate == 2 else ["P"]
-            gone += ["G"] if gate == 0 else []
-            constants = dict.fromkeys(gone) | {"K": K, "V": 128, "DELTA": delta, "GATE": gate, "STAGES": 3}
-            tiles = dict.fromkeys(("q", "k", "Qs", "Kd", "Kg"), tile(K)) | dict.fromkeys(("v", "P", "T"), tile(64))
-            floats = dict.fromkeys(("G", "S0", "S1"), "*fp32") | {"o": "*bf16"}
-            print(shared(hopper_scan.scan, constants, tiles | floats | integers | lists))
-        for terms in 1, 3:
-            constants = {"K": K, "DELTA": delta, "TERMS": terms} | ({} if delta else {"B": None, "Kd": None})
-            halves = dict.fromkeys(("q", "k", "parts", "P", "Qs", "Kd", "Kg"), "*bf16") | {"slow": "*i8"}
-            floats = dict.fromkeys(("G", "D", "B"), "*fp32") | {"g": "*bf16" if terms == 1 else "*fp32"}
-            print(shared(hopper_channels.channel_blocks, constants, halves | floats | integers | lists))
+def compile_all(self, kind):
+    for kernel, grid, args, options in self.waiting:
+        print(kernel.fn.__name__, kernel.warmup(*args, grid=grid, **options).metadata.shared)
+    self.waiting.clear()
+
+
+driver.set_active(NoDriver())
+fused.hopper = lambda device: True
+launches.Launches.run = compile_all
+gate, delta, K, dtype = sys.argv[1], sys.argv[2] == "delta", int(sys.argv[3]), getattr(torch, sys.argv[4])
+q, k, v = (torch.zeros(1, 130, 2, K, dtype=dtype) for _ in range(3))
+shape = {"none": None, "head": (2,), "scalar": (1, 130, 2), "vector": (1, 130, 2, K)}[gate]
+g, beta = None if shape is None else torch.zeros(shape), torch.zeros(1, 130, 2) if delta else None
+S = torch.zeros(1, 2, K, K)
+fused._Run(q, k, v, g, beta, S, None, 0.1, keep=False).forward()
+fused._Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_like(v), S)
 """
 
 
-def test_they_compile():
-    """For Hopper without one, within its shared memory, in a process that no interpreted kernel has touched."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    ran = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("gate", "family", "K", "dtype", "kernels"), [
+    ("vector", "delta", 128, "bfloat16", 10), ("scalar", "delta", 128, "bfloat16", 10),
+    ("head", "linear", 128, "bfloat16", 7), ("vector", "linear", 64, "bfloat16", 8),
+    ("vector", "delta", 64, "float16", 10),
+])  # fmt: skip
+def test_every_launch_compiles(gate, family, K, dtype, kernels, tmp_path):
+    """For Hopper without one, as it is called, within its shared memory; apart from all interpreted kernels."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE, gate, family, str(K), dtype]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    shared = [int(line) for line in ran.stdout.split()]
-    assert len(shared) == 10
+    shared = [int(line.split()[1]) for line in ran.stdout.splitlines()]
+    assert len(shared) == kernels
     assert max(shared) <= 227 << 10
 
 

@@ -170,14 +170,18 @@ def full(B: int, T: int, H: int, D: int, way: str, rates: dict[str, float]) -> l
 
 
 def speed(report: Report, rates: dict[str, float], gate: torch.dtype, tiny: bool) -> None:
-    """Fill the report: KDA first, forward before backward, short before long."""
+    """Fill the report: what is asked most first."""
     D = 128
     shapes = [(1, 512, 4)] if tiny else SHAPES
-    jobs: list[tuple[str, tuple[int, int, int], str]] = [("kda", s, w) for w in ("forward", "both") for s in shapes]
-    jobs += [(op, s, "forward") for op in ("gdn", "gla", "lightning") for s in shapes]
+    single, batched = [s for s in shapes if s[0] == 1], [s for s in shapes if s[0] > 1]
+    others, ways = ("gdn", "gla", "lightning"), ("forward", "both")
+    jobs: list[tuple[str, tuple[int, int, int], str]] = [("kda", s, way) for way in ways for s in single]
+    jobs += [(op, s, "forward") for op in others for s in single]
     full_shapes = [(1, 512, 4)] if tiny else FULL_SHAPES
-    jobs += [("full", s, w) for w in ("forward", "backward", "both") for s in full_shapes]
-    jobs += [(op, s, "both") for op in ("gdn", "gla", "lightning") for s in shapes]
+    jobs += [("full", s, way) for way in ("forward", "backward", "both") for s in full_shapes]
+    # fla tunes itself for a minute at every new batch or number of heads, and for a backward pass
+    jobs += [("kda", s, way) for way in ways for s in batched] + [(op, s, "forward") for op in others for s in batched]
+    jobs += [(op, s, "both") for op in others for s in shapes]
     for op, (B, T, H), way in jobs:
         name = f"{op} B{B} T{T} H{H} {way}"
         if op == "full":

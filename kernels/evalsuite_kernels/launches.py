@@ -1,0 +1,32 @@
+"""Kernels that are launched one after another, and compiled all at a time when they are new: each takes seconds."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton
+
+from evalsuite_kernels.arguments import INTERPRETED
+
+COMPILED: set[tuple[Any, ...]] = set()  # kinds of calls
+
+
+class Launches:
+    """The launches of one call, in order."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
+
+    def add(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        self.waiting.append((kernel, grid, args, options))
+
+    def run(self, kind: tuple[Any, ...]) -> None:
+        """Launch what is waiting. Calls of one kind need the same kernels; a kernel that is missing all the same is
+        compiled when it is launched."""
+        if not INTERPRETED and kind not in COMPILED and hasattr(triton, "AsyncCompileMode"):
+            with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+                for kernel, grid, args, options in self.waiting:
+                    kernel.warmup(*args, grid=grid, **options)
+            COMPILED.add(kind)
+        for kernel, grid, args, options in self.waiting:
+            kernel[grid](*args, **options)
+        self.waiting.clear()

@@ -1,0 +1,78 @@
+"""Launches wait, go in order, and compile once a kind of call."""
+
+import contextlib
+
+import pytest
+
+from evalsuite_kernels import launches
+
+
+class Kernel:
+    """A stand-in that writes down what is asked of it."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def warmup(self, *args, grid, **options):
+        self.log.append(("compile", self.name, args, grid, options))
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.log.append(("launch", self.name, args, grid, options))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """As on a GPU, with a compiler of no kinds yet."""
+    monkeypatch.setattr(launches, "INTERPRETED", False)
+    monkeypatch.setattr(launches, "COMPILED", set())
+    monkeypatch.setattr(launches.triton, "AsyncCompileMode", lambda pool: contextlib.nullcontext(), raising=False)
+
+
+def call(log, kind):
+    queue = launches.Launches()
+    for name in "ab":
+        queue.add(Kernel(name, log), (2, 3), 5, num_warps=4)
+    assert not log or log[-1][0] == "launch"  # nothing happens before `run`
+    queue.run(kind)
+    return queue
+
+
+def test_a_kind_is_compiled_whole_before_anything_runs(compiled):
+    log = []
+    call(log, ("kda",))
+    assert [(verb, name) for verb, name, *_ in log] == [
+        ("compile", "a"),
+        ("compile", "b"),
+        ("launch", "a"),
+        ("launch", "b"),
+    ]
+    assert {(args, grid, *options.items()) for *_, args, grid, options in log} == {((5,), (2, 3), ("num_warps", 4))}
+
+
+def test_a_kind_is_compiled_once(compiled):
+    log = []
+    call(log, ("kda",))
+    call(log, ("kda",))
+    call(log, ("gdn",))
+    assert [verb for verb, *_ in log].count("compile") == 4
+    assert [verb for verb, *_ in log].count("launch") == 6
+
+
+def test_a_kernel_that_does_not_compile_says_so_and_is_asked_again(compiled, monkeypatch):
+    def refuse(self, *args, grid, **options):
+        raise RuntimeError("no such tile")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernel, "warmup", refuse)
+        with pytest.raises(RuntimeError, match="no such tile"):
+            call([], ("kda",))
+    log = []
+    call(log, ("kda",))
+    assert [verb for verb, *_ in log] == ["compile", "compile", "launch", "launch"]
+
+
+def test_what_has_run_is_not_run_again(compiled):
+    log = []
+    queue = call(log, ("kda",))
+    queue.run(("kda",))
+    assert len(log) == 4
