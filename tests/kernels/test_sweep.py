@@ -7,7 +7,7 @@ from evalsuite_kernels import fused
 from evalsuite_kernels.full import triton as kernels
 from evalsuite_kernels.full.settings import SETTINGS
 from evalsuite_kernels.sweep import __main__ as command
-from evalsuite_kernels.sweep import common, dispatch, tune
+from evalsuite_kernels.sweep import common, dispatch, sanitize, tune
 from evalsuite_kernels.sweep.apart import all_apart, apart
 
 
@@ -133,3 +133,19 @@ def test_exactness_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [*arguments, "--device", "cpu", "--tiny", "--match", "gdn"])
     assert command.main() == 0
     assert {path.name for path in tmp_path.iterdir()} == {"correctness.json", "environment.json"}
+
+
+@pytest.mark.parametrize(("said", "found", "passed"), [
+    ("all calls returned\n========= ERROR SUMMARY: 0 errors\n", 0, True),
+    ("all calls returned\n==== RACECHECK SUMMARY: 19 hazards displayed\n", 19, False),
+    ("========= ERROR SUMMARY: 0 errors\n", None, False),  # the calls themselves failed
+    ("all calls returned\n", None, False),  # and here the tool
+])  # fmt: skip
+def test_what_a_sanitizer_says(said, found, passed, tmp_path):
+    tool = tmp_path / "tool"
+    tool.write_text(f"#!/bin/sh\nprintf '%b' '{said}'\n")
+    tool.chmod(0o755)
+    row = sanitize.checked("kda", "memcheck", str(tool))
+    assert row.get("found") == found
+    assert row["passed"] is passed
+    assert ("error" in row) is (found is None)

@@ -9,7 +9,7 @@ import torch
 
 from evalsuite_kernels.sweep.common import Report, environment, machine
 
-SECTIONS = ("correctness", "bitwise", "speed", "decode", "start")
+SECTIONS = ("correctness", "bitwise", "sanitize", "speed", "decode", "start")
 TABLES = ("dispatch", "tune")  # print what is committed; only on request
 
 
@@ -41,6 +41,10 @@ def main() -> int:
             from evalsuite_kernels.sweep import exact
 
             passed &= getattr(exact, name)(report, impl, args.device, args.tiny)
+        elif name == "sanitize":
+            from evalsuite_kernels.sweep import sanitize
+
+            passed &= sanitize.sanitize(report)
         elif name == "speed":
             from evalsuite_kernels.sweep import speed
 

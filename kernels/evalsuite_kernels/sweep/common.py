@@ -78,7 +78,8 @@ class Report:
 
 
 SHOWN = {
-    "error", "errors", "equal", "impl", "ms", "p10", "p90", "roofline", "times_as_fast", "differs", "of_copy", "us",
+    "error", "errors", "equal", "found",
+    "impl", "ms", "p10", "p90", "roofline", "times_as_fast", "differs", "of_copy", "us",
     "seconds", "first_call_seconds", "host_ms", "shape", "ratio", "best", "committed", "rejected",
 }  # fmt: skip
 
