@@ -257,7 +257,7 @@ class _Run:
         return {name: min(value, most.get(name, value)) for name, value in SETTINGS[kernel].items()}
 
     def forward(self) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
-        """o and the last states; or, to keep for the backward pass, the last states and each chunk's state, X and R."""
+        """o and the last states; or, to keep for the backward pass, each chunk's state, X and R, not launched yet."""
         o = None if self.keep else torch.empty_like(self.v)
         S = torch.empty_like(self.S)
         delta = self.beta is not None
@@ -278,8 +278,9 @@ class _Run:
             o, S, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
             VP=self.VP, KEEP=self.keep, TMA=self.tma, **self.shared, **settings,
         )  # fmt: skip
-        if not self.keep:
-            self.run()
+        if self.keep:  # nothing has run yet
+            return None, S, kept
+        self.run()
         return o, S[..., : self.K, : self.V].contiguous(), kept
 
     def _scan(self, o: Tensor, S: Tensor) -> None:

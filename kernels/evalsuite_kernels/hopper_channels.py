@@ -8,9 +8,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
+from evalsuite_kernels.gluon import copy
+
 C = gl.constexpr(64)
-# names before and after Triton 3.7
-copy = getattr(hopper.async_copy, "async_load", None) or hopper.async_copy.async_copy_global_to_shared
 LOG2E = gl.constexpr(1.4426950408889634)
 FAR = gl.constexpr(100.0)  # in bits: keys times 2^100 and rows times 2^-100 are normal numbers of bf16
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # names before and after Triton 3.7
-barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+from evalsuite_kernels.gluon import bring, meet
+
 C = gl.constexpr(64)
 BLOCK = gl.constexpr(64)  # columns of the state in a program
 
@@ -54,17 +54,17 @@ def _produce(
         at = (row + c) * C
         if GATE == 2:
             if DELTA:
-                load(Kd, [at, 0], bar, kd.index(slot))
-            load(Kg, [at, 0], bar, ks.index(slot))
-            load(Qs, [at, 0], bar, qs.index(slot))
+                bring(Kd, [at, 0], bar, kd.index(slot))
+            bring(Kg, [at, 0], bar, ks.index(slot))
+            bring(Qs, [at, 0], bar, qs.index(slot))
         else:
-            load(k, [start, key], bar, ks.index(slot))
-            load(q, [start, key], bar, qs.index(slot))
-        load(v, [start, value], bar, vs.index(slot))
+            bring(k, [start, key], bar, ks.index(slot))
+            bring(q, [start, key], bar, qs.index(slot))
+        bring(v, [start, value], bar, vs.index(slot))
         if DELTA:
-            load(T, [at, 0], bar, ts.index(slot))
+            bring(T, [at, 0], bar, ts.index(slot))
         if PAIRS:
-            load(P, [at, 0], bar, ps.index(slot))
+            bring(P, [at, 0], bar, ps.index(slot))
 
 
 @gluon.jit
@@ -93,7 +93,7 @@ def _pair(G, tiles, decays, bars, chunks, scale, GATE: gl.constexpr):
             _cut(k_, stop - start, K)
             _cut(q_, stop - start, K)
             hopper.fence_async_shared()
-            barrier()
+            meet()
         P = hopper.warpgroup_mma(k_, q_.permute((1, 0)), none, use_acc=False, is_async=True)
         decay = gl.where(past, scale, 0.0)
         if GATE == 1:
@@ -109,7 +109,7 @@ def _pair(G, tiles, decays, bars, chunks, scale, GATE: gl.constexpr):
 @gluon.jit
 def _write(o, y, start, stop, value, HV, V: gl.constexpr):
     """y [C, BLOCK] to the tokens start .. stop - 1 of o."""
-    barrier()
+    meet()
     L: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     i = gl.arange(0, C, gl.SliceLayout(1, L))
     e = gl.arange(0, BLOCK, gl.SliceLayout(0, L))
@@ -166,7 +166,7 @@ def _consume(
                 _cut(k_, stop - start, K)
                 _cut(q_, stop - start, K)
             hopper.fence_async_shared()
-            barrier()
+            meet()
         if DELTA:
             read = kd.index(slot) if GATE == 2 else k_
             X = hopper.warpgroup_mma(before, read.permute((1, 0)), none, use_acc=False, is_async=True)

@@ -269,13 +269,12 @@ def test_plain_calls_take_the_kernels_for_hopper_where_they_fit(which, fits, mon
     """Stand-ins give numbers of their own, so that it shows who has run."""
     q, k, v = make(9, 9)
     o, lse = torch.full_like(q, 7).detach(), torch.zeros(1, 2, 9, device=DEVICE)
-    back = types.SimpleNamespace(
-        fits=lambda g, q, k, v, scale: fits,
+    there = types.SimpleNamespace(
+        fits=lambda *_: fits,
+        forward=lambda q, k, v, scale: (o.clone(), lse.clone()),
         backward=lambda g, q, k, v, o, lse, scale: tuple(torch.full_like(x, 5) for x in (q, k, v)),
     )
-    monkeypatch.setattr(kernels.hopper, "fits", lambda q, k, v, scale: fits)
-    monkeypatch.setattr(kernels.hopper, "forward", lambda q, k, v, scale: (o.clone(), lse.clone()))
-    monkeypatch.setattr(kernels, "_hopper_backward", lambda: back)
+    monkeypatch.setattr(kernels, "_on_hopper", lambda name: there)
     got = ours(q, k, v, **options_of(which))
     grads = torch.autograd.grad(got.sum(), (q, k, v))
     own = which == "plain" and fits
@@ -284,18 +283,20 @@ def test_plain_calls_take_the_kernels_for_hopper_where_they_fit(which, fits, mon
 
 
 def test_decoding_has_one_kernel_everywhere(monkeypatch):
-    monkeypatch.setattr(kernels.hopper, "fits", lambda *_: pytest.fail("decoding is no plain forward pass"))
+    monkeypatch.setattr(kernels, "_on_hopper", lambda name: pytest.fail("decoding is no plain forward pass"))
     agree(*make(2, 20), gradients=False)
 
 
-def test_a_missing_backward_pass_for_hopper_is_no_error(monkeypatch):
+def test_a_triton_without_gluon_is_no_error(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(kernels.importlib, "import_module", missing)
-    kernels._hopper_backward.cache_clear()
-    assert kernels._hopper_backward() is None
-    kernels._hopper_backward.cache_clear()
+    assert kernels._on_hopper("hopper").forward
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.importlib, "import_module", missing)
+        kernels._on_hopper.cache_clear()
+        assert kernels._on_hopper("hopper") is kernels._on_hopper("hopper_backward") is None
+    kernels._on_hopper.cache_clear()
 
 
 def test_settings_name_all_tiles():

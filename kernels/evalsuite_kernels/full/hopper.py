@@ -8,36 +8,23 @@ Tiles start at fixed positions and are summed in one order, so that a row's bits
 """
 
 import math
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.experimental.gluon import jit
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 from triton.language import constexpr
 
 from evalsuite_kernels.arguments import INTERPRETED, hopper
-
-try:
-    from triton.experimental.gluon import jit
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.language.nvidia.hopper import (
-        fence_async_shared,
-        mbarrier,
-        tma,
-        warpgroup_mma,
-        warpgroup_mma_wait,
-    )
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    bring = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # before Triton 3.9
-    take = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
-    GLUON = hasattr(gl, "warp_specialize") and tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 6)
-except ImportError:
-    GLUON = False
-
-    def jit(fn: Any = None, **_: Any) -> Any:
-        return fn or jit
-
+from evalsuite_kernels.gluon import aligned, bring, describe, take
 
 LOG2E = math.log2(math.e)
 L2_BYTES = 24 << 20  # keys and values of the heads that run at a time
@@ -217,12 +204,6 @@ def _forward(in_q, in_k, in_v, out, lse, scale, T, shift, HQ, group, blocks, hea
     )
 
 
-def _aligned(x: Tensor) -> bool:
-    """Whether TMA can read x, every row of it as the whole."""
-    *steps, one = x.stride()
-    return one == 1 and x.data_ptr() % 16 == 0 and all(n > 0 and n * x.itemsize % 16 == 0 for n in steps)
-
-
 def fits(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether `forward` takes the call: Hopper, bf16 or fp16, head dims 64 or 128, k and v of one shape, T <= S,
     scale > 0, a head's numbers side by side, and addresses and strides of whole 16 bytes, none 0 (an expanded tensor).
@@ -231,8 +212,7 @@ def fits(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """
     D = q.shape[-1]
     return (
-        GLUON
-        and not INTERPRETED
+        not INTERPRETED
         and hopper(q.device)
         and q.dtype in {torch.bfloat16, torch.float16}
         and D in {64, 128}
@@ -241,18 +221,10 @@ def fits(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
         and 0 < q.shape[1] <= k.shape[1]
         and q.numel() > 0
         and scale > 0
-        and _aligned(q)
-        and _aligned(k)
-        and _aligned(v)
+        and aligned(q)
+        and aligned(k)
+        and aligned(v)
     )
-
-
-def _describe(x: Tensor, rows: int) -> "TensorDescriptor":
-    """x [B, T, H, D] as [B, H, T, D], by tiles [1, 1, rows, D]."""
-    B, T, H, D = x.shape
-    sb, st, sh, _ = x.stride()
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, [B, H, T, D], [sb, sh, st, 1], [1, 1, rows, D], layout)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -281,7 +253,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     heads = B * HQ
     fan = min(heads, max(1, L2_BYTES // (2 * S * D * q.itemsize)) * (HQ // H))
     _forward[(blocks * heads,)](
-        _describe(q, rows), _describe(k, keys), _describe(v, keys), _describe(o, rows), lse, scale * LOG2E,
+        describe(q, rows), describe(k, keys), describe(v, keys), describe(o, rows), lse, scale * LOG2E,
         T, S - T, HQ, HQ // H, blocks, heads, fan, D=D, num_warps=4,
     )  # fmt: skip
     return o, lse

@@ -14,41 +14,30 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton._C.libtriton import ir
+from triton.experimental.gluon import jit
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import builtin
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language import constexpr
 
 from evalsuite_kernels.arguments import INTERPRETED, hopper
+from evalsuite_kernels.gluon import aligned, bring, describe, meet, take
 
-try:
-    from triton._C.libtriton import ir
-    from triton.experimental.gluon import jit
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.language._core import builtin
-    from triton.experimental.gluon.language.nvidia.hopper import (
-        fence_async_shared,
-        mbarrier,
-        tma,
-        warpgroup_mma,
-        warpgroup_mma_init,
-        warpgroup_mma_wait,
-    )
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    bring = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # before Triton 3.9
-    take = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
-    meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-
-    @builtin
-    def add(tensor_desc: Any, coord: Any, src: Any, _semantic: Any = None) -> None:
-        """Add a tile in shared memory to one in global memory (TMA); Gluon of Triton 3.6 has no name for it."""
-        at = _semantic._convert_to_ir_values(coord, require_i64=False)
-        _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, tensor_desc.handle, at, src.handle)
-
-    GLUON = hasattr(gl, "warp_specialize") and tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 6)
-except ImportError:
-    GLUON = False
-
-    def jit(fn: Any = None, **_: Any) -> Any:
-        return fn or jit
+@builtin
+def add(tensor_desc: Any, coord: Any, src: Any, _semantic: Any = None) -> None:
+    """Add a tile in shared memory to one in global memory (TMA); Gluon of Triton 3.6 has no name for it."""
+    at = _semantic._convert_to_ir_values(coord, require_i64=False)
+    _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, tensor_desc.handle, at, src.handle)
 
 
 LOG2E = math.log2(math.e)
@@ -323,18 +312,11 @@ def _gradients(
     )  # fmt: skip
 
 
-def _aligned(x: Tensor) -> bool:
-    """Whether TMA can read x."""
-    *steps, one = x.stride()
-    return one == 1 and x.data_ptr() % 16 == 0 and all(n > 0 and n * x.itemsize % 16 == 0 for n in steps)
-
-
 def fits(g: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether `backward` takes the call: Hopper, bf16 or fp16, head dim 128, as many queries as keys, a head's numbers
     side by side, and addresses and strides of whole 16 bytes, none 0 (an expanded tensor); any scale."""
     return (
-        GLUON
-        and not INTERPRETED
+        not INTERPRETED
         and math.isfinite(scale)
         and hopper(q.device)
         and q.dtype in {torch.bfloat16, torch.float16}
@@ -344,16 +326,8 @@ def fits(g: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
         and q.shape[1] == k.shape[1]
         and q.shape[3] == k.shape[3] == D.value
         and q.numel() > 0
-        and all(_aligned(x) for x in (g, q, k, v))
+        and all(aligned(x) for x in (g, q, k, v))
     )
-
-
-def _describe(x: Tensor, rows: int) -> "TensorDescriptor":
-    """x [B, T, H, D] as [B, H, T, D], by tiles [1, 1, rows, D]."""
-    B, T, H, _ = x.shape
-    sb, st, sh, _ = x.stride()
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, [B, H, T, D.value], [sb, sh, st, 1], [1, 1, rows, D.value], layout)
 
 
 def backward(
@@ -391,8 +365,8 @@ def backward(
     )
     flat = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
     _gradients[(blocks * B * H,)](
-        _describe(q, rows), _describe(k, keys), _describe(v, keys), _describe(g, rows), _describe(dk, keys),
-        _describe(dv, keys), TensorDescriptor(total, list(total.shape), [width, 1], [rows * d // width, width], flat),
+        describe(q, rows), describe(k, keys), describe(v, keys), describe(g, rows), describe(dk, keys),
+        describe(dv, keys), TensorDescriptor(total, list(total.shape), [width, 1], [rows * d // width, width], flat),
         sides, turns, turns[count:], scale * LOG2E, scale, HQ, HQ // H, blocks, tiles, num_warps=8,
     )  # fmt: skip
     _finish[(count,)](total, dq, scale, T, HQ, tiles, D=d, ROWS=rows, num_warps=4)

@@ -17,8 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from evalsuite_kernels.arguments import INTERPRETED, choose, expect
-from evalsuite_kernels.full import hopper
+from evalsuite_kernels.arguments import GLUON, INTERPRETED, choose, expect
 from evalsuite_kernels.full.backward import backward_keys, backward_queries
 from evalsuite_kernels.full.decode import decode, merge
 from evalsuite_kernels.full.descriptors import described, pad
@@ -59,14 +58,13 @@ def _plain(*options: Tensor | int | None) -> bool:
 
 
 @cache
-def _hopper_backward() -> Any:
-    """The module of Hopper's backward pass, None where there is none: its `fits(g, q, k, v, scale)` says of a plain
-    call whether `backward(g, q, k, v, o, lse, scale)` gives dq, dk and dv."""
+def _on_hopper(name: str) -> Any:
+    """The module of Hopper's kernels "hopper" or "hopper_backward", None where Triton has not what they are written in:
+    `fits` says which plain calls its `forward` or `backward` takes."""
     try:
-        module = importlib.import_module("evalsuite_kernels.full.hopper_backward")
+        return importlib.import_module(f"evalsuite_kernels.full.{name}") if GLUON else None
     except ImportError:
         return None
-    return module if hasattr(module, "fits") else None
 
 
 OPTIONS = "Tensor? sinks, Tensor? cu_q, Tensor? cu_k, Tensor? lengths, float scale, int window"
@@ -100,8 +98,10 @@ def full_forward(
     lengths integers [B]; scale >= 0; window 0 for none.
     """
     q, k, v = _rows(q), _rows(k), _rows(v)
-    if _plain(sinks, cu_q, cu_k, lengths, window) and hopper.fits(q, k, v, scale):
-        return hopper.forward(q, k, v, scale)
+    part = _on_hopper("hopper") if _plain(sinks, cu_q, cu_k, lengths, window) else None
+    if part is not None and part.fits(q, k, v, scale):
+        forwarded: tuple[Tensor, Tensor] = part.forward(q, k, v, scale)
+        return forwarded
     B, T, HQ, K = q.shape
     S, H, V = v.shape[1:]
     o, lse = _new_outputs(q, v)
@@ -147,7 +147,7 @@ def full_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtype of q, k, v and dsinks [HQ] in fp32 ([0] without sinks), from g = do [B, T, HQ, V]."""
     q, k, v, g, o = _rows(q), _rows(k), _rows(v), _rows(g), o.contiguous()
-    part = _hopper_backward() if _plain(sinks, cu_q, cu_k, lengths, window) else None
+    part = _on_hopper("hopper_backward") if _plain(sinks, cu_q, cu_k, lengths, window) else None
     if part is not None and part.fits(g, q, k, v, scale):
         return *part.backward(g, q, k, v, o, lse, scale), g.new_empty(0, dtype=torch.float32)
     B, T, HQ, K = q.shape

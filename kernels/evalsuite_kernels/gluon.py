@@ -1,0 +1,27 @@
+"""What the kernels in Gluon share: its names in all versions of Triton that have what Hopper needs (`arguments.GLUON`),
+and tensors of heads as TMA reads them."""
+
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+# each by its newer name, or by that of Triton 3.6
+bring = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+take = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+meet = getattr(gl, "barrier", None) or gl.thread_barrier
+
+
+def aligned(x: Tensor) -> bool:
+    """Whether TMA can read x, every row of it as the whole."""
+    *steps, one = x.stride()
+    return one == 1 and x.data_ptr() % 16 == 0 and all(n > 0 and n * x.itemsize % 16 == 0 for n in steps)
+
+
+def describe(x: Tensor, rows: int) -> TensorDescriptor:
+    """x [B, T, H, D] in 16 bits as [B, H, T, D], by tiles [1, 1, rows, D]."""
+    B, T, H, D = x.shape
+    sb, st, sh, _ = x.stride()
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, [B, H, T, D], [sb, sh, st, 1], [1, 1, rows, D], layout)
