@@ -10,6 +10,12 @@ from evalsuite_kernels.arguments import INTERPRETED
 COMPILED: set[tuple[Any, ...]] = set()  # kinds of calls
 
 
+def _load(kernel: Any) -> None:
+    """Wait until a kernel is compiled, and make what launches it: Triton 3.6 asks a C compiler for that."""
+    if kernel is not None:  # hooks may forbid compiling
+        getattr(kernel, "result", lambda: kernel)()[(1,)]
+
+
 class Launches:
     """The launches of one call, in order."""
 
@@ -24,8 +30,12 @@ class Launches:
         compiled when it is launched."""
         if not INTERPRETED and kind not in COMPILED and hasattr(triton, "AsyncCompileMode"):
             with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
-                for kernel, grid, args, options in self.waiting:
-                    kernel.warmup(*args, grid=grid, **options)
+                ready = [
+                    pool.submit(_load, kernel.warmup(*args, grid=grid, **options))
+                    for kernel, grid, args, options in self.waiting
+                ]
+            for one in ready:
+                one.result()
             COMPILED.add(kind)
         for kernel, grid, args, options in self.waiting:
             kernel[grid](*args, **options)

@@ -15,9 +15,23 @@ class Kernel:
 
     def warmup(self, *args, grid, **options):
         self.log.append(("compile", self.name, args, grid, options))
+        return Compiled(self.name, self.log)
 
     def __getitem__(self, grid):
         return lambda *args, **options: self.log.append(("launch", self.name, args, grid, options))
+
+
+class Compiled:
+    """What comes of it: asked for a launch, it makes a launcher."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def result(self):
+        return self
+
+    def __getitem__(self, grid):
+        self.log.append(("load", self.name))
 
 
 @pytest.fixture
@@ -40,13 +54,13 @@ def call(log, kind):
 def test_a_kind_is_compiled_whole_before_anything_runs(compiled):
     log = []
     call(log, ("kda",))
-    assert [(verb, name) for verb, name, *_ in log] == [
-        ("compile", "a"),
-        ("compile", "b"),
-        ("launch", "a"),
-        ("launch", "b"),
-    ]
-    assert {(args, grid, *options.items()) for *_, args, grid, options in log} == {((5,), (2, 3), ("num_warps", 4))}
+    made = [(verb, name) for verb, name, *_ in log]
+    assert sorted(made[:4]) == [("compile", "a"), ("compile", "b"), ("load", "a"), ("load", "b")]
+    assert made[4:] == [("launch", "a"), ("launch", "b")]
+    asked = {
+        (args, grid, *options.items()) for verb, _, *rest in log if verb != "load" for args, grid, options in [rest]
+    }
+    assert asked == {((5,), (2, 3), ("num_warps", 4))}
 
 
 def test_a_kind_is_compiled_once(compiled):
@@ -68,11 +82,22 @@ def test_a_kernel_that_does_not_compile_says_so_and_is_asked_again(compiled, mon
             call([], ("kda",))
     log = []
     call(log, ("kda",))
-    assert [verb for verb, *_ in log] == ["compile", "compile", "launch", "launch"]
+    assert sorted(verb for verb, *_ in log) == ["compile", "compile", "launch", "launch", "load", "load"]
+
+
+def test_a_kernel_that_cannot_be_loaded_says_so_before_anything_runs(compiled, monkeypatch):
+    def refuse(self, grid):
+        raise RuntimeError("too much shared memory")
+
+    monkeypatch.setattr(Compiled, "__getitem__", refuse)
+    log = []
+    with pytest.raises(RuntimeError, match="too much shared memory"):
+        call(log, ("kda",))
+    assert not [verb for verb, *_ in log if verb == "launch"]
 
 
 def test_what_has_run_is_not_run_again(compiled):
     log = []
     queue = call(log, ("kda",))
     queue.run(("kda",))
-    assert len(log) == 4
+    assert len(log) == 6

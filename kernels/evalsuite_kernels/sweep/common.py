@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -183,8 +184,10 @@ def half_lives(g: Tensor | None) -> list[float] | None:
 
 
 def milliseconds(calls: dict[str, list[Callable[[], Any]]], seconds: float = 1.0, flush: bool = True) -> dict[str, Row]:
-    """Median, p10 and p90 of each named list of calls (one a set of inputs), all in turn, timed by CUDA events.
+    """Median, p10 and p90 of each named list of calls (one a set of inputs), timed by CUDA events, in rounds.
 
+    Each round calls all names in an order of its own: a call finds the GPU as warm, and its clock as slow, as the call
+    before has left it.
     Before each timed call caches are overwritten, and the GPU spins for longer than the host takes to launch the call:
     the events see the GPU's time alone. Only a call that itself waits for the GPU (for lengths, say) shows the host's
     work after that wait. "host_ms" is the host's median time for a call on an idle GPU. Each name gets about `seconds`
@@ -202,8 +205,9 @@ def milliseconds(calls: dict[str, list[Callable[[], Any]]], seconds: float = 1.0
         cycles[name] = int(rate * min(50.0, 1.5 * max(launched) * 1e3 + 0.2))
         rounds = min(rounds, max(10, int(seconds / max(statistics.median(whole), 1e-5))))
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    order = random.Random(0)
     for i in range(rounds):
-        for name, each in calls.items():
+        for name, each in order.sample(list(calls.items()), len(calls)):
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             if flushed is not None:
                 flushed()
