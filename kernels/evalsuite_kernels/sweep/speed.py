@@ -192,31 +192,40 @@ def speed(report: Report, rates: dict[str, float], gate: torch.dtype, tiny: bool
 
 
 def figure(rows: list[Row], rates: dict[str, float], path: Path) -> None:
-    """Attained FLOP/s over FLOPs per byte, below the roof that this machine showed."""
+    """Attained FLOP/s over FLOPs per byte below the roof that this machine showed: a panel for each way, a colour for
+    each operator, a marker for each implementation, a point for each shape."""
     try:
         Figure = import_module("matplotlib.figure").Figure
     except ImportError:
         print(f"{path.name} left out: matplotlib is not installed (pip install matplotlib)")
         return
-    timed = [row for row in rows if "ms" in row]
+    timed = [row for row in rows if "ms" in row and row["impl"] != "auto"]
     if not timed:
         return
-    drawing = Figure(figsize=(9, 6))
-    axes = drawing.add_subplot()
-    ridge = rates["matmul_flop_per_s"] / rates["copy_bytes_per_s"]
-    far = max(ridge * 4, *(row["flops"] / row["bytes"] * 2 for row in timed))
-    axes.plot([1, ridge, far], [rates["copy_bytes_per_s"] / 1e12, *[rates["matmul_flop_per_s"] / 1e12] * 2], "k-")
-    for impl in dict.fromkeys(row["impl"] for row in timed):
-        own = [row for row in timed if row["impl"] == impl]
-        axes.scatter(
-            [row["flops"] / row["bytes"] for row in own],
-            [row["flops"] / row["ms"] / 1e9 for row in own],
-            label=impl,
-            s=18,
+    ways, operators, impls = (list(dict.fromkeys(row[key] for row in timed)) for key in ("way", "op", "impl"))
+    colours = {op: f"C{i}" for i, op in enumerate(operators)}
+    markers = dict(zip(impls, "o^sDv*Px", strict=False))
+    bandwidth, peak = rates["copy_bytes_per_s"], rates["matmul_flop_per_s"]
+    x = [row["flops"] / row["bytes"] for row in timed]
+    ends = [min(*x, peak / bandwidth) / 2, peak / bandwidth, max(*x, peak / bandwidth) * 2]
+    drawing = Figure(figsize=(5 * len(ways) + 1, 5), layout="constrained")
+    panels = drawing.subplots(1, len(ways), sharey=True, squeeze=False)[0]
+    for way, axes in zip(ways, panels, strict=True):
+        axes.plot(ends, [min(peak, bandwidth * each) / 1e12 for each in ends], "k-", linewidth=1)
+        for row in (row for row in timed if row["way"] == way):
+            ours = row["impl"] == "ours"
+            axes.plot(
+                row["flops"] / row["bytes"], row["flops"] / row["ms"] / 1e9, markers[row["impl"]],
+                color=colours[row["op"]], markerfacecolor=None if ours else "none", markersize=7 if ours else 5,
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", title=way)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"TFLOP/s (roof: {bandwidth / 1e12:.2f} TB/s, {peak / 1e12:.0f} TFLOP/s)")
+    for op in operators:
+        panels[-1].plot([], [], "s", color=colours[op], label=op)
+    for impl in impls:
+        panels[-1].plot(
+            [], [], markers[impl], color="k", markerfacecolor=None if impl == "ours" else "none", label=impl
         )
-    for row in (row for row in timed if row["impl"] == "ours"):
-        at = (row["flops"] / row["bytes"], row["flops"] / row["ms"] / 1e9)
-        axes.annotate(row["name"].replace(" forward", ""), at, fontsize=5)
-    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="TFLOP/s")
-    axes.legend(fontsize=7)
-    drawing.savefig(path, dpi=150, bbox_inches="tight")
+    drawing.legend(loc="outside right upper", fontsize=8)
+    drawing.savefig(path, dpi=150)
