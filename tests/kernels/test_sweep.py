@@ -1,5 +1,7 @@
 """The sweep's own parts, without a GPU: its timing, its processes, the tables that it prints."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from evalsuite_kernels import fused
 from evalsuite_kernels.full import triton as kernels
 from evalsuite_kernels.full.settings import SETTINGS
 from evalsuite_kernels.sweep import __main__ as command
-from evalsuite_kernels.sweep import common, dispatch, sanitize, tune
+from evalsuite_kernels.sweep import common, control, dispatch, sanitize, tune
 from evalsuite_kernels.sweep.apart import all_apart, apart
 
 
@@ -153,3 +155,32 @@ def test_what_a_sanitizer_says(said, found, passed, tmp_path):
     assert row.get("found") == found
     assert row["passed"] is passed
     assert ("error" in row) is (found is None)
+
+
+def race(read, *written):
+    """As racecheck says it."""
+    ends = [f"=========     and Write access at x+0x{n}0 in {place} [3 hazards]" for n, place in enumerate(written)]
+    return "\n".join([f"========= Error: Race reported between Read access at x+0x130 in {read}", *ends, ""])
+
+
+def test_races_of_how_warps_start_are_told_from_others(tmp_path):
+    """Only where both ends are the kernel's name or the statement itself, and nothing was left unparsed."""
+    text = Path(control.__file__).read_text().splitlines()
+    name, start, store = (
+        f"control.py:{next(n for n, line in enumerate(text, 1) if part in line)}"
+        for part in ("def _alone", "gl.warp_specialize(", "gl.store(")
+    )
+    tool = tmp_path / "tool"
+    for races, total, found in [
+        ([race(name, name, start)], 1, 0),
+        ([race(name, start), race(store, name)], 2, 1),
+        ([race(name, name, store)], 1, 1),
+        ([race("nowhere.py:19", "nowhere.py:19")], 1, 1),
+        (["========= Error: Race reported between Read access at x in " + name], 1, 1),
+        ([race(name, name)], 2, 2),
+    ]:
+        (tmp_path / "said").write_text("".join(races) + f"all calls returned\n== RACECHECK SUMMARY: {total} hazards\n")
+        tool.write_text(f"#!/bin/sh\ncat {tmp_path / 'said'}\n")
+        tool.chmod(0o755)
+        row = sanitize.checked("control", "racecheck", str(tool))
+        assert (row["found"], row["of_start"], row["passed"]) == (found, total - found, not found)

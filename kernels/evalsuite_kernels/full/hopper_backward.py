@@ -31,6 +31,7 @@ from triton.language import constexpr
 
 from evalsuite_kernels.arguments import INTERPRETED, hopper
 from evalsuite_kernels.gluon import aligned, bring, describe, meet, take
+from evalsuite_kernels.launches import Launches
 
 
 @builtin
@@ -360,14 +361,18 @@ def backward(
     total = torch.empty(count * rows * d // width, width, dtype=torch.float32, device=q.device)
     sides = torch.empty(count, 2, rows, dtype=torch.float32, device=q.device)
     turns = torch.empty(count + 1, dtype=torch.int32, device=q.device)  # the last gives programs their numbers
-    _prepare[(count,)](
-        o, g, lse, sides, turns, T, HQ, tiles, *o.stride()[:3], *g.stride()[:3], D=d, ROWS=rows, num_warps=4
-    )
+    launches = Launches()
+    launches.add(
+        _prepare, (count,),
+        o, g, lse, sides, turns, T, HQ, tiles, *o.stride()[:3], *g.stride()[:3], D=d, ROWS=rows, num_warps=4,
+    )  # fmt: skip
     flat = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
-    _gradients[(blocks * B * H,)](
+    launches.add(
+        _gradients, (blocks * B * H,),
         describe(q, rows), describe(k, keys), describe(v, keys), describe(g, rows), describe(dk, keys),
         describe(dv, keys), TensorDescriptor(total, list(total.shape), [width, 1], [rows * d // width, width], flat),
         sides, turns, turns[count:], scale * LOG2E, scale, HQ, HQ // H, blocks, tiles, num_warps=8,
     )  # fmt: skip
-    _finish[(count,)](total, dq, scale, T, HQ, tiles, D=d, ROWS=rows, num_warps=4)
+    launches.add(_finish, (count,), total, dq, scale, T, HQ, tiles, D=d, ROWS=rows, num_warps=4)
+    launches.run(("full backward", q.dtype, HQ == H, q.device))
     return dq, dk, dv
