@@ -39,7 +39,10 @@ SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
 def checked(op: str, tool: str, program: str = "compute-sanitizer") -> Row:
-    """ "found" counts what the tool reports, less "of_start" (see `_of_start`). Without its summary the row is an error, never a pass."""
+    """ "found" counts what the tool reports, less "of_start" (see `_of_start`).
+
+    Without the tool's summary the row is an error, never a pass.
+    """
     code = "import sys, torch\nop = sys.argv[1]\ntorch.manual_seed(0)\n"
     code += FULL if op == "full" else CONTROL if op in CONTROLS else RECURRENT
     code += "torch.cuda.synchronize()\nprint('all calls returned')\n"
