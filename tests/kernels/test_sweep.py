@@ -1,5 +1,6 @@
 """The sweep's own parts, without a GPU: its timing, its processes, the tables that it prints."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,18 @@ def test_races_of_how_warps_start_are_told_from_others(tmp_path):
         tool.chmod(0o755)
         row = sanitize.checked("control", "racecheck", str(tool))
         assert (row["found"], row["of_start"], row["passed"]) == (found, total - found, not found)
+
+
+def test_processes_of_a_section(tmp_path, monkeypatch, capsys):
+    """All rows of all parts come together; a part that dies is a row that did not pass."""
+    arguments = ["--out", str(tmp_path), "--only", "correctness", "--device", "cpu", "--tiny", "--match", "gdn"]
+    monkeypatch.setattr("sys.argv", ["sweep", *arguments, "--jobs", "2"])
+    assert command.main() == 0
+    rows = json.loads((tmp_path / "correctness.json").read_text())["rows"]
+    assert len(rows) == 19
+    assert {row["dtype"] for row in rows} == {"bfloat16", "float32", "float64"}
+    assert "19 of 19 cases passed" in capsys.readouterr().out
+    report = common.Report(tmp_path / "bitwise.json", 60.0, "gdn")
+    command.gather(report, "bitwise", 1, [*arguments, "--device", "nowhere"])
+    assert [row["name"] for row in report.rows] == ["gdn "]
+    assert report.rows[0]["error"].startswith("exit status")

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from evalsuite_kernels.sweep.common import Report, environment, machine
+from evalsuite_kernels.sweep.common import OPERATORS, Report, Row, environment, machine
 
 SECTIONS = ("correctness", "bitwise", "sanitize", "speed", "decode", "start")
 TABLES = ("dispatch", "tune")  # print what is committed; only on request
@@ -22,6 +25,7 @@ def main() -> int:
     parser.add_argument("--impl", default="", help="default: triton on CUDA, chunked on a CPU")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script itself")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time for correctness and bitwise")
     parser.add_argument("--gate", choices=("bf16", "fp32"), default="bf16", help="vector gates in speed")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,11 @@ def main() -> int:
         if name in {"correctness", "bitwise"}:
             from evalsuite_kernels.sweep import exact
 
-            passed &= getattr(exact, name)(report, impl, args.device, args.tiny)
+            if args.jobs > 1:
+                gather(report, name, args.jobs, sys.argv[1:])
+                passed &= exact.TABLES[name](report.rows)
+            else:
+                passed &= getattr(exact, name)(report, impl, args.device, args.tiny)
         elif name == "sanitize":
             from evalsuite_kernels.sweep import sanitize
 
@@ -67,6 +75,34 @@ def main() -> int:
 
             start.start(report)
     return 0 if passed else 1
+
+
+def gather(report: Report, section: str, jobs: int, arguments: list[str]) -> None:
+    """Fill the report of a section with the rows of processes of this command, one for each operator and dtype: what
+    crashes or hangs there takes no others with it."""
+    parts = [f"{op} " for op in (*OPERATORS, "full")]
+    if section == "correctness":
+        parts = [part + kind for part in parts for kind in ("bfloat16", "float32")]
+        parts += [f"{op} truth" for op in OPERATORS]
+
+    def run(part: str) -> Row:
+        with tempfile.TemporaryDirectory() as out:
+            own = ["--only", section, "--jobs", "1", "--match", part, "--out", out]
+            command = [sys.executable, "-m", "evalsuite_kernels.sweep", *arguments, *own]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            path = Path(out) / f"{section}.json"
+            content: Row = json.loads(path.read_text()) if path.exists() else {"left_out_for_time": 0, "rows": []}
+        if ran.returncode not in {0, 1} or not any(content.values()):  # 1: something did not pass
+            last = ran.stderr.strip().splitlines()[-1:] or [""]
+            content["rows"].append({"name": part, "error": f"exit status {ran.returncode}: {last[0][:300]}"})
+        return content
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for content in pool.map(run, [part for part in parts if report.match in part or part in report.match] or parts):
+            report.rows += [row for row in content["rows"] if report.match in row["name"]]
+            report.left_out += content["left_out_for_time"]
+            report.write()
+    report.close()
 
 
 if __name__ == "__main__":

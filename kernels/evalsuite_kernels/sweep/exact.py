@@ -307,12 +307,17 @@ def bitwise(report: Report, impl: str, device: str, tiny: bool) -> bool:
     report.add("full replays", partial(replays, partial(both, y), count))
     report.add("full splits", lambda: same({f"at {t}": _tail(y, t, impl) for t in (64, 128, 192)}))
     report.close()
-    unequal = [row["name"] for row in report.rows if not row.get("equal", False)]
-    print(
-        f"\n{len(report.rows) - len(unequal)} of {len(report.rows)} hold bit for bit"
-        + "".join(f"\n  not: {n}" for n in unequal)
-    )
+    return unequal_table(report.rows)
+
+
+def unequal_table(rows: list[Row]) -> bool:
+    """Print what differed; True if nothing did."""
+    unequal = [row["name"] for row in rows if not row.get("equal", False)]
+    print(f"\n{len(rows) - len(unequal)} of {len(rows)} hold bit for bit" + "".join(f"\n  not: {n}" for n in unequal))
     return not unequal
+
+
+TABLES = {"correctness": table, "bitwise": unequal_table}
 
 
 def _tail(x: Inputs, t: int, impl: str) -> tuple[Tensor, Tensor]:

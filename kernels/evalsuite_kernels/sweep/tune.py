@@ -37,6 +37,10 @@ FUSED: dict[str, list[dict[str, int]]] = {
     "solve": [{"num_warps": warps} for warps in (1, 2)],
     "scan": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
     "scan_back": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
+    "fold": [{"BK": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
+    "fold_channels": [{"BK": BK, "num_warps": 4} for BK in (64, 128)],
+    "wide": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
+    "pairs_back": [{"BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "inside_back": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
 }
 # a call that runs the kernel: operator, dtype, whether with gradients. bf16's forward pass has its own scan and gates.
@@ -48,7 +52,11 @@ USES = {
     "solve": ("gdn", "bfloat16", False),
     "scan": ("kda", "bfloat16", True),
     "scan_back": ("kda", "bfloat16", True),
-    "inside_back": ("kda", "bfloat16", True),
+    "fold": ("gdn", "bfloat16", False),
+    "fold_channels": ("kda", "bfloat16", False),
+    "wide": ("kda", "bfloat16", True),
+    "pairs_back": ("kda", "bfloat16", True),
+    "inside_back": ("gdn", "bfloat16", True),
 }
 PLACES = {"full": "evalsuite_kernels.full.settings", "fused": "evalsuite_kernels.fused"}
 LENGTH = {2: 4096, 4: 1024}  # of softmax attention's calls, by bytes of a number
