@@ -132,7 +132,7 @@ def dispatch(report: Report, tiny: bool, seconds: float = 0.1) -> None:
     """Fill the report and print FASTER: the small calls of all classes first, in processes that fill Triton's cache."""
     groups = [(kind, size, D) for size in (2, 4) for D in sorted(WIDTHS, key=lambda D: D != 128) for kind in KINDS]
     classes = [(*group, passes) for group in (groups[:6] if tiny else groups) for passes in ("forward", "both")]
-    classes = [each for each in classes if report.match in name_of(each)]
+    classes = [each for each in classes if report.wants(name_of(each))]
     needed = list(dict.fromkeys(each[:3] for each in classes))
     checked = dict(zip(needed, all_apart(__name__, "check", needed), strict=True))
     for each in classes:

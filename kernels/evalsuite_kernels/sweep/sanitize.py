@@ -90,7 +90,7 @@ def sanitize(report: Report) -> bool:
         return False
     names = {f"{op} {tool}": (op, tool) for tool in TOOLS for op in (*CONTROLS, *OPERATORS, "full")}
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = {name: pool.submit(checked, *each) for name, each in names.items() if report.match in name}
+        rows = {name: pool.submit(checked, *each) for name, each in names.items() if report.wants(name)}
         for name, row in rows.items():
             report.add(name, row.result)
     report.close()

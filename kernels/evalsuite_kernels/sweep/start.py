@@ -94,7 +94,7 @@ def start(report: Report) -> None:
             jobs[f"decode {op} {way}"] = DECODE, [op, way], LIMITS["op"]
     jobs["training step hybrid-kda"] = MODEL, ["hybrid-kda"], LIMITS["model"]
     with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = {name: pool.submit(first, *job, turn.name) for name, job in jobs.items() if report.match in name}
+        rows = {name: pool.submit(first, *job, turn.name) for name, job in jobs.items() if report.wants(name)}
         for name, row in rows.items():
             report.add(name, row.result)
     report.close()

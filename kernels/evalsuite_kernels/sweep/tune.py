@@ -171,7 +171,7 @@ def chosen(family: str, key: Any, candidates: list[Any], checks: list[Row], seco
 
 def tune(report: Report, seconds: float = 0.15) -> None:
     """Fill the report: all candidates are checked first, a few processes at a time, which also fills Triton's cache."""
-    tuned = [entry for entry in entries() if report.match in name_of(*entry[:2])]
+    tuned = [entry for entry in entries() if report.wants(name_of(*entry[:2]))]
     jobs = [(family, key, c) for family, key, candidates in tuned for c in candidates]
     checks = iter(all_apart(__name__, "check", jobs))
     for family, key, candidates in tuned:
