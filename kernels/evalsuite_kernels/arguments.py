@@ -18,9 +18,8 @@ GLUON = INSTALLED and tuple(map(int, version("triton").split(".")[:2])) >= (3, 6
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "on", "true"}
 
 
-def choose(impl: str, *tensors: Tensor | None, widest: int = 0, most: int = LARGEST) -> str:
-    """The implementation to run on these tensors and heads of `widest`, where Triton takes `most`: "auto" is "triton"
-    on a GPU if it can.
+def choose(impl: str, *tensors: Tensor | None, widest: int = 0) -> str:
+    """The implementation to run on these tensors and heads of `widest`: "auto" is "triton" on a GPU if it can.
 
     Raises:
         ValueError: an unknown impl, or "triton" where it cannot run.
@@ -29,13 +28,13 @@ def choose(impl: str, *tensors: Tensor | None, widest: int = 0, most: int = LARG
         raise ValueError(f"unknown impl {impl!r}; known: {', '.join(IMPLEMENTATIONS)}")
     given = [x for x in tensors if x is not None]
     if impl == "auto":
-        return "triton" if given[0].is_cuda and _obstacle(given, widest, most) is None else "chunked"
-    if impl == "triton" and (obstacle := _obstacle(given, widest, most)):
+        return "triton" if given[0].is_cuda and _obstacle(given, widest) is None else "chunked"
+    if impl == "triton" and (obstacle := _obstacle(given, widest)):
         raise ValueError(f"impl='triton' cannot run here: {obstacle}; use impl='auto' or 'chunked'")
     return impl
 
 
-def _obstacle(tensors: list[Tensor], widest: int, most: int) -> str | None:
+def _obstacle(tensors: list[Tensor], widest: int) -> str | None:
     if not INSTALLED:
         return "the package triton is not installed"
     for x in tensors:
@@ -43,7 +42,7 @@ def _obstacle(tensors: list[Tensor], widest: int, most: int) -> str | None:
             return f"it needs a GPU, and a tensor is on {x.device.type}"
         if x.dtype not in {torch.bfloat16, torch.float16, torch.float32}:
             return f"it takes bf16, fp16 and fp32, not {x.dtype}"
-    return f"head dims may reach {most}, not {widest}" if widest > most else None
+    return f"head dims may reach {LARGEST}, not {widest}" if widest > LARGEST else None
 
 
 @cache

@@ -1,4 +1,8 @@
-"""The backward kernels of `chunk_kernels.py`, whose names they use."""
+"""The backward kernels of `chunk_kernels.py`, whose names they use.
+
+The gradients of R and of X (but for beta) are d_R = P^T d_O + Kg d_S' and W = T^T d_R: by `fold`'s P T and T^T Kg, W
+comes without d_R. Then d_P = d_O R^T, and dA = -T^T (d_R (beta X)^T) T^T = -W R^T.
+"""
 
 import triton
 import triton.language as tl
@@ -8,6 +12,7 @@ from evalsuite_kernels.chunk_tiles import (
     C,
     chunk_decay,
     dot,
+    halves,
     head_decays,
     level_decays,
     load_chunk,
@@ -21,14 +26,18 @@ from evalsuite_kernels.chunk_tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def scan_back(
-    q, k, d_o, each, G, P, T, Qs, Kd, Kg, d_S1, starts, stops, firsts,
-    d_v, d_S0, d_states, d_R,
+    q, k, d_o, each, G, P, Qs, Kd, Kg, rest, d_S1, starts, stops, firsts,
+    d_v, d_S0, d_states, W,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
-    TMA: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of v [tokens, HV, V], of R [HV, chunks, C, VP], of each chunk's last state [HV, chunks, KP, VP] and
-    of the first, from the last chunk to the first."""
+    """The gradients of v [tokens, HV, V], of X but for beta [HV, chunks, C, VP], of each chunk's last state
+    [HV, chunks, KP, VP] and of the first, from the last chunk to the first.
+
+    The gradient of a state gathers what no key takes out of it, and is large where the keys' part of it is small: the
+    delta rule reads it, and changes it, by twice as many bits; so does EXACT, by what its queries add.
+    """
     vb, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i, d, e = tl.arange(0, C), tl.arange(0, KP), vb * BV + tl.arange(0, BV)
     at = (n * HV + h).to(tl.int64) * KP * VP
@@ -42,40 +51,65 @@ def scan_back(
         store_tile(d_states, block * KP * VP, d, e, VP, dS)
         dy = load_rows(d_o, start, i, valid, HV, h, e, V, DOT).to(DOT)
         dr = dot(tl.trans(load_chunk(P, block, i, i, C, DOT, TMA)), dy, DOT, PRECISION)
-        if GATE == 2:
+        if GATE < 2:
+            ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
+            since, until = head_decays(G, block, GATE)
+        if DELTA:
+            kg = load_chunk(Kg, block, i, d, KP, DOT, TMA)
+            dr += dot(kg, dS, DOT, PRECISION)
+            if rest is not None:
+                dr += dot(kg, halves(dS, DOT)[1], DOT, PRECISION)
+                dr += dot(load_chunk(rest, block, i, d, KP, DOT, TMA), dS, DOT, PRECISION)
+        elif GATE == 2:
             dr += dot(load_chunk(Kg, block, i, d, KP, DOT, TMA), dS, DOT, PRECISION)
+        else:
+            dr += dot(ks, dS, DOT, PRECISION) * until[:, None]
+        if GATE == 2:
             qs = load_chunk(Qs, block, i, d, KP, DOT, TMA)
         else:
             qs = load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT)
-            ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
-            since, until = head_decays(G, block, GATE)
-            dr += dot(ks, dS, DOT, PRECISION) * until[:, None]
             dy = dy.to(tl.float32) * (since * scale)[:, None]
         dS = dS * chunk_decay(G, block, d, KP, GATE)[:, None]
         dS += dot(tl.trans(qs), dy, DOT, PRECISION)
+        if EXACT:
+            dS += dot(tl.trans(qs), halves(dy, DOT)[1], DOT, PRECISION)
         if DELTA:
-            store_tile(d_R, block * C * VP, i, e, VP, dr)
-            dr = dot(tl.trans(load_chunk(T, block, i, i, C, DOT, TMA)), dr, DOT, PRECISION)
+            store_tile(W, block * C * VP, i, e, VP, dr)
             dr *= tl.load(each + block * C + i)[:, None]
             if GATE == 2:
-                dS -= dot(tl.trans(load_chunk(Kd, block, i, d, KP, DOT, TMA)), dr, DOT, PRECISION)
+                kd = tl.trans(load_chunk(Kd, block, i, d, KP, DOT, TMA))
+                taken = dr
             else:
-                dS -= dot(tl.trans(ks), dr * since[:, None], DOT, PRECISION)
+                kd = tl.trans(ks)
+                taken = dr * since[:, None]
+            dS -= dot(kd, taken, DOT, PRECISION)
+            if rest is not None:
+                dS -= dot(kd, halves(taken, DOT)[1], DOT, PRECISION)
         store_rows(d_v, start, i, valid, HV, h, e, V, dr)
     tl.store(d_S0 + at + d[:, None] * VP + e[None, :], dS)
 
 
+@triton.jit
+def _store_symmetric(to, block, x):
+    """The lower triangle of x [C, C], and above it its mirror image."""
+    i = tl.arange(0, C)
+    x = x.to(to.dtype.element_ty)
+    tl.store(to + block * C * C + i[:, None] * C + i[None, :], x, mask=i[:, None] >= i[None, :])
+    tl.store(to + block * C * C + i[None, :] * C + i[:, None], x, mask=i[:, None] > i[None, :])
+
+
 @triton.jit(do_not_specialize=COUNTS)
-def inside_back(
-    q, k, each, G, d_o, d_v, B, T, states, d_states, X, R, d_R, starts, stops,
-    d_q, d_k, d_g, d_beta,
-    scale, chunks, H, HV, K, V,
-    KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+def pairs_back(
+    v, d_o, each, X, W, T, B, starts, stops,
+    R, d_P, d_B, d_beta,
+    chunks, H, HV, V,
+    VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk's q, k, g and beta are owed, per value head: d_q, d_k [tokens, HV, K], d_g and d_beta."""
+    """The gradients of P and B [HV, chunks, C, C], mirrored at the diagonal, and of beta, and R [HV, chunks, C, VP].
+
+    In sums over R and W there is cancelled what resembles each other: they are products of fp32's numbers.
+    """
     c, h = tl.program_id(0), tl.program_id(1)
-    head = h // (HV // H)
     i = tl.arange(0, C)
     start, stop = tl.load(starts + c), tl.load(stops + c)
     valid = start + i < stop
@@ -83,117 +117,183 @@ def inside_back(
     dp = tl.zeros([C, C], tl.float32)
     da = tl.zeros([C, C], tl.float32)
     db = tl.zeros([C], tl.float32)
-    strength = tl.zeros([C], tl.float32)
     if DELTA:
-        strength += tl.load(each + block * C + i)
-        t = load_tile(T, block * C * C, i, i, C, DOT)
+        strength = tl.load(each + block * C + i)
+        lower = (i[:, None] >> 4) >= (i[None, :] >> 4)
+        t = tl.load(T + block * C * C + i[:, None] * C + i[None, :], mask=lower, other=0.0)
     for vb in range(0, VP, BV):
         e = vb + tl.arange(0, BV)
-        dy = load_rows(d_o, start, i, valid, HV, h, e, V, DOT)
-        dp += dot(dy, tl.trans(load_tile(R, block * C * VP, i, e, VP, DOT)), DOT, PRECISION)
         if DELTA:
-            x, dr = (
-                load_tile(X, block * C * VP, i, e, VP, DOT).to(tl.float32),
-                load_tile(d_R, block * C * VP, i, e, VP, DOT),
-            )
-            da += dot(dr, tl.trans(x * strength[:, None]), tl.float32, PRECISION)
-            db += tl.sum(dot(tl.trans(t), dr, DOT, PRECISION) * x, 1)
-    dp = tl.where(i[:, None] >= i[None, :], dp, 0.0)
-    if DELTA:  # T = (I + A)^-1; three roundings to half precision would be a quarter of all error of dk
-        da = dot(dot(tl.trans(t), da, tl.float32, PRECISION), tl.trans(t), tl.float32, PRECISION)
-        da = tl.where(i[:, None] > i[None, :], -da, 0.0)
+            x = load_tile(X, block * C * VP, i, e, VP, tl.float32)
+            w = load_tile(W, block * C * VP, i, e, VP, tl.float32)
+            r = dot(t, x * strength[:, None], tl.float32, PRECISION)
+            store_tile(R, block * C * VP, i, e, VP, r)
+            da -= dot(w, tl.trans(r), tl.float32, PRECISION)
+            db += tl.sum(w * x, 1)
+        else:
+            r = load_rows(v, start, i, valid, HV, h, e, V, tl.float32)
+        dy = load_rows(d_o, start, i, valid, HV, h, e, V, tl.float32)
+        dp += dot(dy, tl.trans(r), tl.float32, PRECISION)
+    _store_symmetric(d_P, block, dp)
+    if DELTA:
         below = i[:, None] > i[None, :]
-        db += tl.sum(da * tl.load(B + block * C * C + i[:, None] * C + i[None, :], mask=below, other=0.0), 1)
-        da *= strength[:, None]  # of B
-    dps, das = dp + tl.trans(dp), da + tl.trans(da)
-    # the gradient of a gate per head is summed over the pairs it stands between: from what each token owes, rows less
-    # keys, it would be a small difference of large sums
-    since_ = tl.zeros([C], tl.float32)  # of a gate per head: what tokens owe the decay since the chunk's start,
+        b = tl.load(B + block * C * C + i[:, None] * C + i[None, :], mask=below, other=0.0)
+        db += tl.sum(tl.where(below, da, 0.0) * b, 1)
+        _store_symmetric(d_B, block, da * strength[:, None])
+        to = d_beta + (start + i).to(tl.int64) * HV + h
+        tl.store(to, db.to(d_beta.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _from_states(
+    states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V,
+    KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr, STATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of Qs (without its scale), Kd and Kg [C, BK], and of the decay of the whole chunk [BK].
+
+    STATE: the type of products with states. R is v [tokens, HV, V] without DELTA.
+    """
+    dx = tl.zeros([C, BK], tl.float32)
+    dk = tl.zeros([C, BK], tl.float32)
+    late = tl.zeros([C, BK], tl.float32)
+    dD = tl.zeros([BK], tl.float32)
+    for vb in range(0, VP, BV):
+        e = vb + tl.arange(0, BV)
+        S = load_tile(states, block * KP * VP, d, e, VP, STATE)
+        dS = load_tile(d_states, block * KP * VP, d, e, VP, STATE)
+        dx += dot(load_rows(d_o, start, i, valid, HV, h, e, V, STATE), tl.trans(S), STATE, PRECISION)
+        if DELTA:
+            r = load_tile(R, block * C * VP, i, e, VP, STATE)
+            dk -= dot(load_rows(d_v, start, i, valid, HV, h, e, V, STATE), tl.trans(S), STATE, PRECISION)
+        else:
+            r = load_rows(R, start, i, valid, HV, h, e, V, STATE)
+        late += dot(r, tl.trans(dS), STATE, PRECISION)
+        dD += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 1)
+    return dx, dk, late, dD
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def head_back(
+    q, k, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
+    d_q, d_k, d_g,
+    scale, chunks, H, HV, K, V,
+    KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
+    STATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What a chunk's q, k and g are owed, per value head, without a gate or under one per head: d_q and d_k
+    [tokens, HV, K], and d_g [tokens, HV].
+
+    The gradient of a gate is summed over the pairs it stands between: from what each token owes, rows less keys, it
+    would be a small difference of large sums.
+    """
+    c, h = tl.program_id(0), tl.program_id(1)
+    head = h // (HV // H)
+    i = tl.arange(0, C)
+    start, stop = tl.load(starts + c), tl.load(stops + c)
+    valid = start + i < stop
+    block = (h * chunks + c).to(tl.int64)
+    past = i[:, None] >= i[None, :]
+    decay = tl.where(past, 1.0, 0.0)
+    if GATE == 1:
+        here = tl.load(G + block * C + i)
+        since, until = head_decays(G, block, GATE)
+        decay *= tl.exp2(tl.where(past, here[:, None] - here[None, :], 0.0).to(tl.float32))
+    dp = load_tile(d_P, block * C * C, i, i, C, tl.float32) * decay
+    if DELTA:
+        da = tl.where(i[:, None] > i[None, :], load_tile(d_B, block * C * C, i, i, C, tl.float32) * decay, 0.0)
+    since_ = tl.zeros([C], tl.float32)  # what tokens owe the decay since the chunk's start,
     until_ = tl.zeros([C], tl.float32)  # and until its end,
     whole = 0.0  # what the state owes the decay of the chunk,
     between = tl.zeros([C, C], tl.float32)  # and what pairs owe the decay between them
     for kb in range(0, KP, BK):
         d = kb + tl.arange(0, BK)
+        dx, dk, late, dD = _from_states(
+            states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, PRECISION
+        )
         x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
-        y = load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32)
-        dx = tl.zeros([C, BK], tl.float32)  # of Qs, then of q
-        dk = tl.zeros([C, BK], tl.float32)  # of Kd, then of k
-        late = tl.zeros([C, BK], tl.float32)  # of Kg
-        dD = tl.zeros([BK], tl.float32)
-        for vb in range(0, VP, BV):
-            e = vb + tl.arange(0, BV)
-            S = load_tile(states, block * KP * VP, d, e, VP, DOT)
-            dS = load_tile(d_states, block * KP * VP, d, e, VP, DOT)
-            dx += dot(load_rows(d_o, start, i, valid, HV, h, e, V, DOT), tl.trans(S), DOT, PRECISION)
-            late += dot(load_tile(R, block * C * VP, i, e, VP, DOT), tl.trans(dS), DOT, PRECISION)
-            if DELTA:
-                dk -= dot(load_rows(d_v, start, i, valid, HV, h, e, V, DOT), tl.trans(S), DOT, PRECISION)
-            dD += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 1)
-        if GATE == 2:
-            base = block * C * KP
-            here = load_gates(G, base, i, d, KP)
-            last = tl.load(G + base + (C - 1) * KP + d)
-            since, until = tl.exp2(here.to(tl.float32)), tl.exp2((last[None, :] - here).to(tl.float32))
-            dx *= since
-            dk *= since
-            late *= until
-            dG = x * dx + y * dk - y * late
-            end = tl.sum(y * late, 0) + dD * tl.exp2(last.to(tl.float32))
-            dG += tl.where(i[:, None] == C - 1, end[None, :], 0.0)
-            dk += late
-            eye = tl.sum(tl.where(i[:, None] == i[None, :], dp, 0.0), 1)
-            dx += eye[:, None] * y
-            dk += eye[:, None] * x
-            for level in range(6):  # every token is a row or a column here: one factor, and symmetric products
-                f, block_of = level_decays(G, base, here, level, d, KP), i >> level
-                meet = (block_of[:, None] ^ 1) == block_of[None, :]
-                row = ((block_of & 1) == 1)[:, None]
-                z = (tl.where(row, x, y) * f).to(DOT)
-                add = dot(tl.where(meet, dps, 0.0), z, DOT, PRECISION)
-                # a gate is owed by the rows after it less the keys after it, a small difference of large sums: both
-                # as the products saw them, rounded, or what no row and key share does not cancel
-                share = z.to(tl.float32) * add
-                dx += tl.where(row, add * f, 0.0)
-                dk += tl.where(row, 0.0, add * f)
-                if DELTA:
-                    z = (y * f).to(DOT)
-                    add = dot(tl.where(meet, das, 0.0), z, DOT, PRECISION)
-                    share += z.to(tl.float32) * add
-                    dk += add * f
-                dG += tl.where(row, share, -share)
-            dg = tl.cumsum(dG, 0, reverse=True)
-            store_rows(d_g, start, i, valid, HV, h, d, K, dg)
-        else:
-            decay = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)
+        y = load_rows(k, start, i, valid, H, head, d, K, DOT)
+        if GATE == 1:
+            dx *= since[:, None]
+            dk *= since[:, None]
+            late *= until[:, None]
+            since_ += tl.sum(x * dx + y.to(tl.float32) * dk, 1)
+            until_ += tl.sum(y.to(tl.float32) * late, 1)
+            whole += tl.sum(dD)
+            between += dp * dot(x, tl.trans(y.to(tl.float32)), tl.float32, PRECISION)
+        dk += late
+        dx += dot(dp, y, DOT, PRECISION)
+        dk += dot(tl.trans(dp), x, DOT, PRECISION)
+        if DELTA:
+            dk += dot(da + tl.trans(da), y, DOT, PRECISION)
             if GATE == 1:
-                here = tl.load(G + block * C + i)
-                last = tl.load(G + block * C + C - 1)
-                since, until = tl.exp2(here.to(tl.float32)), tl.exp2((last - here).to(tl.float32))
-                decay *= tl.exp2(tl.where(decay > 0, here[:, None] - here[None, :], 0.0).to(tl.float32))
-                dx *= since[:, None]
-                dk *= since[:, None]
-                late *= until[:, None]
-                since_ += tl.sum(x * dx + y * dk, 1)
-                until_ += tl.sum(y * late, 1)
-                whole += tl.sum(dD) * tl.exp2(last.to(tl.float32))
-            dk += late
-            dpd = dp * decay
-            dx += dot(dpd, y, DOT, PRECISION)
-            dk += dot(tl.trans(dpd), x, DOT, PRECISION)
-            if GATE == 1:
-                between += dpd * dot(x, tl.trans(y), DOT, PRECISION)
-            if DELTA:
-                dad = da * decay
-                dk += dot(dad, y, DOT, PRECISION) + dot(tl.trans(dad), y, DOT, PRECISION)
-                if GATE == 1:
-                    between += dad * dot(y, tl.trans(y), DOT, PRECISION)
+                between += da * dot(y, tl.trans(y), DOT, PRECISION)
         store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
         store_rows(d_k, start, i, valid, HV, h, d, K, dk)
-    tokens = start + i
     if GATE == 1:
+        whole *= tl.exp2(tl.load(G + block * C + C - 1).to(tl.float32))
         dg = tl.cumsum(since_, 0, reverse=True) + tl.cumsum(until_, 0) - until_ + whole
-        before = dot(between, tl.where(i[:, None] < i[None, :], 1.0, 0.0), DOT, PRECISION)  # of keys before a gate
-        dg += tl.sum(tl.where(i[:, None] >= i[None, :], before, 0.0), 0)
-        tl.store(d_g + tokens.to(tl.int64) * HV + h, dg.to(d_g.dtype.element_ty), mask=valid)
+        early = tl.where(i[:, None] < i[None, :], 1.0, 0.0)  # keys before a gate
+        before = dot(between, early, tl.float32, PRECISION)
+        dg += tl.sum(tl.where(past, before, 0.0), 0)
+        tl.store(d_g + (start + i).to(tl.int64) * HV + h, dg.to(d_g.dtype.element_ty), mask=valid)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def channel_back(
+    q, k, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
+    d_q, d_k, d_g,
+    scale, chunks, H, HV, K, V,
+    KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr,
+    STATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same under a gate per channel, BK channels in each program; d_g [tokens, HV, K]."""
+    c, h, kb = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head = h // (HV // H)
+    i, d = tl.arange(0, C), kb * BK + tl.arange(0, BK)
+    start, stop = tl.load(starts + c), tl.load(stops + c)
+    valid = start + i < stop
+    block = (h * chunks + c).to(tl.int64)
+    base = block * C * KP
+    dx, dk, late, dD = _from_states(
+        states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, PRECISION
+    )
+    x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
+    y = load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32)
+    here = load_gates(G, base, i, d, KP)
+    last = tl.load(G + base + (C - 1) * KP + d)
+    since, until = tl.exp2(here.to(tl.float32)), tl.exp2((last[None, :] - here).to(tl.float32))
+    dx *= since
+    dk *= since
+    late *= until
+    dG = x * dx + y * dk - y * late
+    end = tl.sum(y * late, 0) + dD * tl.exp2(last.to(tl.float32))
+    dG += tl.where(i[:, None] == C - 1, end[None, :], 0.0)
+    dk += late
+
+    dp = load_tile(d_P, block * C * C, i, i, C, DOT)
+    eye = tl.sum(tl.where(i[:, None] == i[None, :], dp.to(tl.float32), 0.0), 1)
+    dx += eye[:, None] * y
+    dk += eye[:, None] * x
     if DELTA:
-        tl.store(d_beta + tokens.to(tl.int64) * HV + h, db.to(d_beta.dtype.element_ty), mask=valid)
+        da = load_tile(d_B, block * C * C, i, i, C, DOT)
+    for level in range(6):  # every token is a row or a key here: one factor, and symmetric products
+        f, block_of = level_decays(G, base, here, level, d, KP), i >> level
+        meet = (block_of[:, None] ^ 1) == block_of[None, :]
+        row = ((block_of & 1) == 1)[:, None]
+        z = (tl.where(row, x, y) * f).to(DOT)
+        add = dot(tl.where(meet, dp, 0.0), z, DOT, PRECISION)
+        # a gate is owed by the rows after it less the keys after it, a small difference of large sums: both as the
+        # products saw them, rounded, or what no row and key share does not cancel
+        share = z.to(tl.float32) * add
+        dx += tl.where(row, add * f, 0.0)
+        dk += tl.where(row, 0.0, add * f)
+        if DELTA:
+            z = (y * f).to(DOT)
+            add = dot(tl.where(meet, da, 0.0), z, DOT, PRECISION)
+            share += z.to(tl.float32) * add
+            dk += add * f
+        dG += tl.where(row, share, -share)
+    store_rows(d_g, start, i, valid, HV, h, d, K, tl.cumsum(dG, 0, reverse=True))
+    store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
+    store_rows(d_k, start, i, valid, HV, h, d, K, dk)

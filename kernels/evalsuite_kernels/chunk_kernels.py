@@ -4,10 +4,12 @@ With S the state before a chunk, G the running sums of its gates, D = exp(G_C), 
 (a gate per head stays outside the products, so that q and k enter them unrounded)
 Qs = scale exp(G) Q, Kd = exp(G) K, Kg = exp(G_C - G) K and the lower triangles P = scale Q.K and B = K.K (decayed):
 
-    X = V - Kd S,   R = (I + beta B)^-1 beta X,   O = Qs S + P R,   S' = D S + Kg^T R       (delta rule)
-                    R = V                                                                   (linear attention)
+    X = V - Kd S,   R = T beta X,   O = Qs S + P R,   S' = D S + Kg^T R       (delta rule, T = (I + beta B)^-1)
+                    R = V                                                     (linear attention)
 
-(arXiv:2406.06484, arXiv:2510.26692; linear attention: arXiv:2312.06635). P and B come from doubling blocks as in
+(arXiv:2406.06484, arXiv:2510.26692; linear attention: arXiv:2312.06635). Where keys resemble each other R changes its
+sign from token to token, and its rounding would outweigh the sums of it: the delta rule has P T and T^T Kg, whose parts
+do not cancel, in the place of P and Kg, and beta X in the place of R. P and B come from doubling blocks as in
 `vector.py`: no exponent is above 0 and no row meets a later gate. Chunks stand at fixed places of their sequence, so a
 result knows neither its batch nor its future.
 """
@@ -21,58 +23,74 @@ from evalsuite_kernels.chunk_tiles import (
     C,
     chunk_decay,
     dot,
+    halves,
+    halves_dot,
     head_decays,
     load_chunk,
     load_rows,
+    load_tile,
+    precise_dot,
     store_rows,
     store_tile,
 )
 
 
-@triton.jit(do_not_specialize=["chunks", "gt", "gh"])
-def head_gates(g, G, starts, stops, chunks, gt, gh):
-    """G [HV, chunks, C] = the running sums of a gate per head, in units of log 2."""
-    c, h = tl.program_id(0), tl.program_id(1)
-    i = tl.arange(0, C)
-    tokens, stop = tl.load(starts + c) + i, tl.load(stops + c)
-    x = tl.load(g + tokens.to(tl.int64) * gt + h * gh, mask=tokens < stop, other=0.0)
-    x = tl.maximum(x.to(G.dtype.element_ty), -1000.0)  # decays to 0 already; the sums stay finite
-    tl.store(G + (h * chunks + c).to(tl.int64) * C + i, tl.cumsum(x * LOG2E, 0))
+@triton.jit
+def _lower(i):
+    """Where blocks of 16 of a matrix [C, C] are not above the diagonal."""
+    return (i[:, None] >> 4) >= (i[None, :] >> 4)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
+def _products(
+    x, y, start, i, valid, H, head, K, KP: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Products of rows of x and keys of y [C, C]."""
+    p = tl.zeros([C, C], tl.float32)
+    for kb in range(0, KP, BK):
+        d = kb + tl.arange(0, BK)
+        row = load_rows(x, start, i, valid, H, head, d, K, DOT)
+        p += dot(row, tl.trans(load_rows(y, start, i, valid, H, head, d, K, DOT)), DOT, PRECISION)
+    return p
+
+
+@triton.jit
+def _between(here, i):
+    """The decays from each token to each later one, 0 to earlier ones, of running sums of a gate per head [C]."""
+    past = i[:, None] >= i[None, :]
+    return tl.where(past, tl.exp2(tl.where(past, here[:, None] - here[None, :], 0.0).to(tl.float32)), 0.0)
+
+
+@triton.jit(do_not_specialize=["gt", "gh", *COUNTS])
 def head_products(
-    q, k, G, starts, stops,
-    P, B,
-    scale, chunks, H, HV, K,
+    q, k, g, starts, stops,
+    G, P, B,
+    scale, gt, gh, chunks, H, HV, K,
     KP: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P and B [HV, chunks, C, C] without a gate (GATE 0) or under one per head (GATE 1)."""
+    """But under a gate per channel, G [HV, chunks, C], the running sums of a gate per head, in units of log 2, and
+    B [HV, chunks, C, C] of the delta rule, whose P `fold` makes, or else P."""
     c, h = tl.program_id(0), tl.program_id(1)
-    head = h // (HV // H)
     i = tl.arange(0, C)
     start, stop = tl.load(starts + c), tl.load(stops + c)
     valid = start + i < stop
     block = (h * chunks + c).to(tl.int64)
-    p = tl.zeros([C, C], tl.float32)
-    b = tl.zeros([C, C], tl.float32)
-    for kb in range(0, KP, BK):
-        d = kb + tl.arange(0, BK)
-        x = load_rows(q, start, i, valid, H, head, d, K, DOT)
-        y = load_rows(k, start, i, valid, H, head, d, K, DOT)
-        p += dot(x, tl.trans(y), DOT, PRECISION)
-        if DELTA:
-            b += dot(y, tl.trans(y), DOT, PRECISION)
-    past = i[:, None] >= i[None, :]
+    head = h // (HV // H)
     if GATE == 1:
-        here = tl.load(G + block * C + i)
-        decay = tl.exp2(tl.where(past, here[:, None] - here[None, :], 0.0).to(tl.float32))
-        p *= decay
-        b *= decay
-    store_tile(P, block * C * C, i, i, C, tl.where(past, p, 0.0) * scale)
+        step = tl.load(g + (start + i).to(tl.int64) * gt + h * gh, mask=valid, other=0.0)
+        step = tl.maximum(step.to(G.dtype.element_ty), -1000.0)  # decays to 0 already; the sums stay finite
+        here = tl.cumsum(step * LOG2E, 0)
+        tl.store(G + block * C + i, here)
+        decay = _between(here, i)
+    else:
+        decay = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)
     if DELTA:
-        store_tile(B, block * C * C, i, i, C, b)
+        b = _products(k, k, start, i, valid, H, head, K, KP, BK, DOT, PRECISION) * decay
+        tl.store(B + block * C * C + i[:, None] * C + i[None, :], b, mask=_lower(i))
+    else:
+        p = _products(q, k, start, i, valid, H, head, K, KP, BK, DOT, PRECISION) * decay
+        store_tile(P, block * C * C, i, i, C, p * scale)
 
 
 @triton.jit
@@ -90,9 +108,7 @@ def _corner(A, strength, base, row, column):
 
 
 @triton.jit
-def _put(T, base, row, column, x, strength, scaled):
-    each = tl.load(strength + 16 * column + tl.arange(0, 16))
-    x *= tl.where(scaled > 0, each, 1.0)[None, :]
+def _put(T, base, row, column, x):
     tl.store(_block(T, base, row, column), x.to(T.dtype.element_ty))
 
 
@@ -101,11 +117,19 @@ def _mul(a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["chunks", "HV", "scaled"])
-def solve(beta, starts, stops, B, each, T, chunks, HV, scaled, PRECISION: tl.constexpr):
-    """T = (I + A)^-1, A = beta B below the diagonal, with `scaled` its columns times beta: four blocks of 16 by
-    substitution, then their neighbours by products with their inverses. `each` [HV, chunks, C] keeps beta in fp32, 0
-    beyond the sequence."""
+@triton.jit
+def _rows(B, strength, base, block, row):
+    """One row below the diagonal of each of four blocks of 16 of A = beta B."""
+    n, m = tl.arange(0, 4), tl.arange(0, 16)
+    at = base + (16 * n + row)[:, None] * C + (16 * n)[:, None] + m[None, :]
+    return tl.load(B + at, mask=(m < row)[None, :], other=0.0) * tl.load(strength + block * C + 16 * n + row)[:, None]
+
+
+@triton.jit(do_not_specialize=["chunks", "HV"])
+def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
+    """T = (I + A)^-1, A = beta B below the diagonal: four blocks of 16 by substitution, then their neighbours by
+    products with their inverses; no others are written. `each` [HV, chunks, C] keeps beta in fp32, 0 beyond the
+    sequence."""
     c, h = tl.program_id(0), tl.program_id(1)
     block = (h * chunks + c).to(tl.int64)
     base = block * C * C
@@ -117,12 +141,12 @@ def solve(beta, starts, stops, B, each, T, chunks, HV, scaled, PRECISION: tl.con
     n, m = tl.arange(0, 4), tl.arange(0, 16)
     eye = tl.where(m[:, None] == m[None, :], 1.0, 0.0)
     t = tl.zeros([4, 16, 16], tl.float32) + eye[None, :, :]
+    a = _rows(B, each, base, block, 1)
     for row in range(1, 16):
-        at = base + (16 * n + row)[:, None] * C + (16 * n)[:, None] + m[None, :]
-        a = tl.load(B + at, mask=(m < row)[None, :], other=0.0)
-        a *= tl.load(each + block * C + 16 * n + row)[:, None]
+        following = _rows(B, each, base, block, tl.minimum(row + 1, 15))  # it takes as long as the rest of a step
         done = tl.sum(a[:, :, None] * t, 1)
         t = tl.where((m == row)[None, :, None], t - done[:, None, :], t)
+        a = following
     t0 = tl.sum(tl.where((n == 0)[:, None, None], t, 0.0), 0)
     t1 = tl.sum(tl.where((n == 1)[:, None, None], t, 0.0), 0)
     t2 = tl.sum(tl.where((n == 2)[:, None, None], t, 0.0), 0)
@@ -134,36 +158,72 @@ def solve(beta, starts, stops, B, each, T, chunks, HV, scaled, PRECISION: tl.con
     y20 = _mul(_corner(B, beta_, base, 2, 0), t0, PRECISION) + _mul(a21, t10, PRECISION)
     y30 = _mul(_corner(B, beta_, base, 3, 0), t0, PRECISION) + _mul(a31, t10, PRECISION)
     y21, y31 = _mul(a21, t1, PRECISION), _mul(a31, t1, PRECISION)
-    _put(T, base, 0, 0, t0, beta_, scaled)
-    _put(T, base, 1, 1, t1, beta_, scaled)
-    _put(T, base, 2, 2, t2, beta_, scaled)
-    _put(T, base, 3, 3, t3, beta_, scaled)
-    _put(T, base, 1, 0, t10, beta_, scaled)
-    _put(T, base, 3, 2, t32, beta_, scaled)
-    _put(T, base, 2, 0, (-_mul(t2, y20, PRECISION)), beta_, scaled)
-    _put(T, base, 2, 1, (-_mul(t2, y21, PRECISION)), beta_, scaled)
-    _put(T, base, 3, 0, (-_mul(t32, y20, PRECISION) - _mul(t3, y30, PRECISION)), beta_, scaled)
-    _put(T, base, 3, 1, (-_mul(t32, y21, PRECISION) - _mul(t3, y31, PRECISION)), beta_, scaled)
-    above = tl.zeros([16, 16], T.dtype.element_ty)
-    tl.store(_block(T, base, 0, 1), above)
-    tl.store(_block(T, base, 0, 2), above)
-    tl.store(_block(T, base, 0, 3), above)
-    tl.store(_block(T, base, 1, 2), above)
-    tl.store(_block(T, base, 1, 3), above)
-    tl.store(_block(T, base, 2, 3), above)
+    _put(T, base, 0, 0, t0)
+    _put(T, base, 1, 1, t1)
+    _put(T, base, 2, 2, t2)
+    _put(T, base, 3, 3, t3)
+    _put(T, base, 1, 0, t10)
+    _put(T, base, 3, 2, t32)
+    _put(T, base, 2, 0, -_mul(t2, y20, PRECISION))
+    _put(T, base, 2, 1, -_mul(t2, y21, PRECISION))
+    _put(T, base, 3, 0, -_mul(t32, y20, PRECISION) - _mul(t3, y30, PRECISION))
+    _put(T, base, 3, 1, -_mul(t32, y21, PRECISION) - _mul(t3, y31, PRECISION))
+
+
+@triton.jit(do_not_specialize=[*COUNTS, "scaled", "keep"])
+def fold(
+    q, k, each, G, P, T, Kg, starts, stops,
+    PT, KT, rest,
+    scale, scaled, keep, chunks, H, HV, K,
+    KP: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """P T and T^T Kg, with `scaled` times the beta of the tokens they are for; with `keep` also `rest`, what rounding
+    takes from the latter. P and Kg are given under a gate per channel alone."""
+    c, h = tl.program_id(0), tl.program_id(1)
+    head = h // (HV // H)
+    i = tl.arange(0, C)
+    start, stop = tl.load(starts + c), tl.load(stops + c)
+    valid = start + i < stop
+    block = (h * chunks + c).to(tl.int64)
+    square = block * C * C + i[:, None] * C + i[None, :]
+    t = tl.load(T + square, mask=_lower(i), other=0.0)
+    if scaled > 0:
+        t *= tl.load(each + block * C + i)[None, :]
+    if GATE == 2:
+        p = tl.load(P + square, mask=_lower(i), other=0.0)
+    else:
+        p = _products(q, k, start, i, valid, H, head, K, KP, BK, DOT, PRECISION) * scale
+        if GATE == 1:
+            p *= _between(tl.load(G + block * C + i), i)
+        else:
+            p = tl.where(i[:, None] >= i[None, :], p, 0.0)
+    store_tile(PT, block * C * C, i, i, C, precise_dot(p, t, DOT, PRECISION))
+    if GATE == 1:
+        t *= head_decays(G, block, GATE)[1][:, None]
+    for kb in range(0, KP, BK):
+        d = kb + tl.arange(0, BK)
+        if GATE == 2:
+            key = precise_dot(tl.trans(t), load_tile(Kg, block * C * KP, i, d, KP, tl.float32), DOT, PRECISION)
+        else:
+            key = halves_dot(tl.trans(t), load_rows(k, start, i, valid, H, head, d, K, DOT), DOT, PRECISION)
+        store_tile(KT, block * C * KP, i, d, KP, key)
+        if keep > 0:
+            store_tile(rest, block * C * KP, i, d, KP, key - key.to(DOT).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def scan(
-    q, k, v, each, G, P, T, Qs, Kd, Kg, S0, starts, stops, firsts,
-    o, S1, states, X, R,
+    q, k, v, each, G, P, Qs, Kd, Kg, S0, starts, stops, firsts,
+    o, S1, states, X,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
-    KEEP: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    KEEP: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Chunk after chunk of one sequence and value head, BV columns of the state: o and the last state.
 
-    With KEEP for the backward pass: each state [HV, chunks, KP, VP] and X and R [HV, chunks, C, VP], and no o.
+    With KEEP for the backward pass: each state [HV, chunks, KP, VP] and X [HV, chunks, C, VP], and no o. P and Kg are
+    `fold`'s for the delta rule. EXACT: what half precision takes from the states' operands is added.
     """
     vb, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i, d, e = tl.arange(0, C), tl.arange(0, KP), vb * BV + tl.arange(0, BV)
@@ -177,9 +237,7 @@ def scan(
         before = S.to(DOT)
         if KEEP:
             store_tile(states, block * KP * VP, d, e, VP, S)
-        if GATE == 2:
-            ks = load_chunk(Kg, block, i, d, KP, DOT, TMA)
-        else:
+        if GATE < 2:
             ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
             since, until = head_decays(G, block, GATE)
         if DELTA:
@@ -190,10 +248,8 @@ def scan(
             if KEEP:
                 store_tile(X, block * C * VP, i, e, VP, x)
             x *= tl.load(each + block * C + i)[:, None]
-            r = dot(load_chunk(T, block, i, i, C, DOT, TMA), x, DOT, PRECISION)
-        if KEEP:
-            store_tile(R, block * C * VP, i, e, VP, r)
-        else:
+            r = x.to(DOT)
+        if not KEEP:
             if GATE == 2:
                 y = dot(load_chunk(Qs, block, i, d, KP, DOT, TMA), before, DOT, PRECISION)
             else:
@@ -202,7 +258,14 @@ def scan(
             y += dot(load_chunk(P, block, i, i, C, DOT, TMA), r, DOT, PRECISION)
             store_rows(o, start, i, valid, HV, h, e, V, y)
         S = S * chunk_decay(G, block, d, KP, GATE)[:, None]
-        if GATE < 2:
-            r = r.to(tl.float32) * until[:, None]
-        S += dot(tl.trans(ks), r, DOT, PRECISION)
+        if DELTA or GATE == 2:
+            kg = tl.trans(load_chunk(Kg, block, i, d, KP, DOT, TMA))
+            S += dot(kg, r, DOT, PRECISION)
+            if DELTA and EXACT:
+                S += dot(kg, halves(x, DOT)[1], DOT, PRECISION)
+        else:
+            late = r.to(tl.float32) * until[:, None]
+            S += dot(tl.trans(ks), late, DOT, PRECISION)
+            if EXACT:
+                S += dot(tl.trans(ks), halves(late, DOT)[1], DOT, PRECISION)
     tl.store(S1 + at + d[:, None] * VP + e[None, :], S)

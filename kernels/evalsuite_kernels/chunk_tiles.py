@@ -14,6 +14,33 @@ def dot(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def halves(x, DOT: tl.constexpr):
+    """A number in fp32 as the sum of two in half precision."""
+    high = x.to(DOT)
+    return high, (x - high.to(tl.float32)).to(DOT)
+
+
+@triton.jit
+def halves_dot(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a b for a in fp32, rounded to twice as many bits as half precision has, and b as DOT."""
+    if DOT.primitive_bitwidth == 32:
+        return dot(a, b, DOT, PRECISION)
+    else:
+        high, low = halves(a, DOT)
+        return dot(high, b, DOT, PRECISION) + dot(low, b, DOT, PRECISION)
+
+
+@triton.jit
+def precise_dot(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """A product in which half precision would lose what cancels: of operands in fp32, rounded to twice as many bits."""
+    if DOT.primitive_bitwidth == 32:
+        return dot(a, b, DOT, PRECISION)
+    else:
+        high, low = halves(b, DOT)
+        return halves_dot(a, high, DOT, PRECISION) + dot(a, low, DOT, PRECISION)
+
+
+@triton.jit
 def load_rows(pointer, start, i, valid, heads, head, columns, width, DOT: tl.constexpr):
     """[tokens, heads, width] -> the tokens start + i of one head, zeros outside, as DOT."""
     at = i[:, None] * (heads * width) + columns[None, :]  # 32 bits inside a chunk, 64 only to its start
@@ -68,7 +95,7 @@ def chunk_decay(G, block, d, KP: tl.constexpr, GATE: tl.constexpr):
         return tl.exp2(tl.load(G + block * C * KP + (C - 1) * KP + d).to(tl.float32))
     if GATE == 1:
         return tl.exp2(tl.load(G + block * C + C - 1 + 0 * d).to(tl.float32))
-    return tl.full([KP], 1.0, tl.float32)
+    return tl.full(d.shape, 1.0, tl.float32)
 
 
 @triton.jit

@@ -25,15 +25,17 @@ CHANGING = ["q", "k", "v", "g", "beta", "o", "slots", "conv_state", "taps", "A_l
 NUMBERS = ["q_b", "k_b", "v_b", "g_b", "beta_b", "gate_b", "H", "HV"]
 
 
-def settings(K: int, V: int, whole: bool) -> tuple[int, int, int]:
-    """Columns of V in a tile, tiles that one program walks, warps. `whole`: one program holds all V of a head.
+def settings(K: int, V: int, whole: bool) -> tuple[int, int, int, int]:
+    """Columns of V in a block, blocks in a tile, tiles that one program walks, warps. `whole`: it has all V of a head.
 
-    A tile is at most 64 KB of state, or 32 KB (rows of 128 bytes) where programs share V: with two or more programs on
-    a multiprocessor (hence `maxnreg`), enough is in flight. No tile is so small that two threads hold one element.
+    Few warps with much state each, 64 numbers a thread or 128: enough is in flight, and sums over K are exchanged by
+    no more than four warps. A thread's share is about as wide as it is high: it then needs the fewest entries of q, k
+    and v, and all fits its registers. No tile is so small that two threads hold one element.
     """
     rows, cols = max(16, triton.next_power_of_2(K)), max(16, triton.next_power_of_2(V))
-    tile = min(cols, max(16, 16384 // rows)) if whole else min(cols, 32)
-    return tile, cols // tile if whole else 1, min(8, max(1, rows * tile // 1024))
+    block = min(cols, 64, 8192 // rows)
+    blocks = min(cols // block, 16384 // (rows * block)) if whole else 1
+    return block, blocks, cols // (blocks * block) if whole else 1, min(4, max(1, rows * blocks * block // 2048))
 
 
 @triton.jit
@@ -50,21 +52,27 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _window(x, conv_state, channel, mask, W: tl.constexpr, BW: tl.constexpr):
-    """The last W inputs of each channel [channels, BW], oldest first, x [channels] among them."""
+def _past(conv_state, channel, mask, W: tl.constexpr, BW: tl.constexpr):
+    """The W - 1 inputs of each channel before this one [channels, BW], oldest first."""
     w = tl.arange(0, BW)[None, :]
-    past = tl.load(conv_state + channel[:, None] * (W - 1) + w, mask=mask[:, None] & (w < W - 1), other=0.0)
-    return tl.where(w == W - 1, x[:, None], past.to(tl.float32))
+    return tl.load(conv_state + channel[:, None] * (W - 1) + w, mask=mask[:, None] & (w < W - 1), other=0.0)
 
 
 @triton.jit
-def _mix(window, x, taps, channel, mask, W: tl.constexpr, BW: tl.constexpr, RESIDUAL: tl.constexpr):
+def _taps(taps, channel, mask, W: tl.constexpr, BW: tl.constexpr):
     w = tl.arange(0, BW)[None, :]
-    tap = tl.load(taps + channel[:, None] * W + w, mask=mask[:, None] & (w < W), other=0.0).to(tl.float32)
-    y = tl.sum(window * tap, 1)
+    return tl.load(taps + channel[:, None] * W + w, mask=mask[:, None] & (w < W), other=0.0)
+
+
+@triton.jit
+def _mix(x, past, tap, W: tl.constexpr, BW: tl.constexpr, RESIDUAL: tl.constexpr):
+    """What the convolution makes of x [channels], and the window it saw."""
+    w = tl.arange(0, BW)[None, :]
+    window = tl.where(w == W - 1, x[:, None], past.to(tl.float32))
+    y = tl.sum(window * tap.to(tl.float32), 1)
     if RESIDUAL:
         y += x
-    return y
+    return y, window
 
 
 @triton.jit
@@ -87,14 +95,21 @@ def _activated(x, SILU: tl.constexpr, UNIT: tl.constexpr):
 def _step(
     q, k, v, g, beta, state, o, slots, conv_state, taps, A_log, dt_bias, norm_weight, gate,
     q_b, k_b, v_b, g_b, beta_b, gate_b, H, HV, scale, beta_max, eps,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr,
-    W: tl.constexpr, BW: tl.constexpr, VECTOR: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr,
-    UNIT: tl.constexpr, SIGMOID: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
+    PARTS: tl.constexpr, GROUP: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, VECTOR: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
-    """Program: (a sequence's GROUP value heads of one key head, TILES tiles of V). `*_b`: strides between sequences."""
+    """Program: (a sequence's GROUP value heads of one key head, TILES of V's tiles); `*_b`: strides between sequences.
+
+    The PARTS programs of a head follow each other: they meet on the same pages of memory. All that a tile needs is
+    on its way before any of it is used, so that a program waits for memory once. The state is met once a step: caches
+    are to let it go first.
+    """
+    COLS: tl.constexpr = BLOCKS * BV
+    part = tl.program_id(0) % PARTS
     per = HV // GROUP
-    b = (tl.program_id(0) // per).to(tl.int64)
-    first = (tl.program_id(0) % per) * GROUP
+    b = (tl.program_id(0) // PARTS // per).to(tl.int64)
+    first = (tl.program_id(0) // PARTS % per) * GROUP
     key = first // (HV // H)
     slot = b
     rows = tl.arange(0, BK)
@@ -103,82 +118,98 @@ def _step(
     if slots is not None:
         slot = tl.load(slots + b).to(tl.int64)
         own_k = rows < tl.where(slot >= 0, K, 0)
-    early = tl.program_id(1) * BV + tl.arange(0, BV)
-    if EARLY:  # the one tile is on its way while all else is made ready
-        place = state + ((slot * HV + first) * K + rows[:, None]) * V + early[None, :]
-        S = tl.load(place, mask=own_k[:, None] & (early < V)[None, :], other=0.0)
-    x_q = tl.load(q + b * q_b + key * K + rows, mask=in_k, other=0.0).to(tl.float32)
-    x_k = tl.load(k + b * k_b + key * K + rows, mask=in_k, other=0.0).to(tl.float32)
+    x_q = tl.load(q + b * q_b + key * K + rows, mask=in_k, other=0.0)
+    x_k = tl.load(k + b * k_b + key * K + rows, mask=in_k, other=0.0)
     if conv_state is not None:
         tail = conv_state + slot * (2 * H * K + HV * V) * (W - 1)
-        past_q = _window(x_q, tail, key * K + rows, own_k, W, BW)
-        past_k = _window(x_k, tail, (H + key) * K + rows, own_k, W, BW)
-        tl.debug_barrier()  # several threads may hold one channel: all have read before any writes
-        _shift(past_q, tail, key * K + rows, own_k, W, BW)
-        _shift(past_k, tail, (H + key) * K + rows, own_k, W, BW)
-        x_q = _mix(past_q, x_q, taps, key * K + rows, in_k, W, BW, RESIDUAL)
-        x_k = _mix(past_k, x_k, taps, (H + key) * K + rows, in_k, W, BW, RESIDUAL)
-    x_q = _activated(x_q, SILU, UNIT) * scale
-    x_k = _activated(x_k, SILU, UNIT)
-    overlap = tl.sum(x_q * x_k)
+        tap_q = _taps(taps, key * K + rows, in_k, W, BW)
+        tap_k = _taps(taps, (H + key) * K + rows, in_k, W, BW)
+        past_q = _past(tail, key * K + rows, own_k, W, BW)
+        past_k = _past(tail, (H + key) * K + rows, own_k, W, BW)
     tiles = tl.arange(0, TILES)[:, None]
-    every = (tl.program_id(1) * TILES + tiles) * BV + tl.arange(0, BV)[None, :]
-    for i in range(GROUP):
+    every = (part * TILES + tiles) * COLS + tl.arange(0, COLS)[None, :]
+    inside = every < V
+    if norm_weight is not None:
+        weight = tl.load(norm_weight + every, mask=inside, other=0.0)
+    for i in tl.static_range(GROUP):
         head = first + i
-        strength = 1.0
         if beta is not None:
-            strength = tl.load(beta + b * beta_b + head).to(tl.float32)
-            if SIGMOID:
-                strength = beta_max * _sigmoid(strength)
+            strength = tl.load(beta + b * beta_b + head)
         if g is not None:
             if VECTOR:
-                decay = tl.load(g + b * g_b + head * K + rows, mask=in_k, other=0.0).to(tl.float32)
-                if A_log is not None:
-                    if dt_bias is not None:
-                        decay += tl.load(dt_bias + head * K + rows, mask=in_k, other=0.0).to(tl.float32)
-                    decay = -tl.exp(tl.load(A_log + head).to(tl.float32)) * _softplus(decay)
-                decay = tl.exp(decay)[:, None]
+                decay = tl.load(g + b * g_b + head * K + rows, mask=in_k, other=0.0)
+                if dt_bias is not None:
+                    bias = tl.load(dt_bias + head * K + rows, mask=in_k, other=0.0)
             else:
-                decay = tl.load(g + b * g_b + head).to(tl.float32)
-                if A_log is not None:
-                    if dt_bias is not None:
-                        decay += tl.load(dt_bias + head).to(tl.float32)
-                    decay = -tl.exp(tl.load(A_log + head).to(tl.float32)) * _softplus(decay)
-                decay = tl.exp(decay)
-        out = tl.zeros([TILES, BV], tl.float32)
-        for j in range(TILES):
-            cols = (tl.program_id(1) * TILES + j) * BV + tl.arange(0, BV)
+                decay = tl.load(g + b * g_b + head)
+                if dt_bias is not None:
+                    bias = tl.load(dt_bias + head)
+            if A_log is not None:
+                rate = tl.load(A_log + head)
+        if gate is not None:
+            opening = tl.load(gate + b * gate_b + head * V + every, mask=inside, other=0.0)
+        out = tl.zeros([TILES, COLS], tl.float32)
+        for j in tl.static_range(TILES):
+            cols = (part * TILES + j) * COLS + tl.arange(0, COLS)
             in_v = cols < V
             own_v = in_v
             if slots is not None:
                 own_v = cols < tl.where(slot >= 0, V, 0)
-            x = tl.load(v + b * v_b + head * V + cols, mask=in_v, other=0.0).to(tl.float32)
+            channel = 2 * H * K + head * V + cols
+            x = tl.load(v + b * v_b + head * V + cols, mask=in_v, other=0.0)
             if conv_state is not None:
-                channel = 2 * H * K + head * V + cols
-                past = _window(x, tail, channel, own_v, W, BW)
-                tl.debug_barrier()
-                _shift(past, tail, channel, own_v, W, BW)
-                x = _mix(past, x, taps, channel, in_v, W, BW, RESIDUAL)
-            x = _activated(x, SILU, False)
-            place = state + ((slot * HV + head) * K + rows[:, None]) * V + cols[None, :]
-            mask = own_k[:, None] & in_v[None, :]
-            if not EARLY:
-                S = tl.load(place, mask=mask, other=0.0)
+                tap = _taps(taps, channel, in_v, W, BW)
+                past = _past(tail, channel, own_v, W, BW)
+            blocks = (part * TILES + j) * COLS + tl.arange(0, BLOCKS)[None, :, None] * BV
+            wide = blocks + tl.arange(0, BV)[None, None, :]  # cols as [1, BLOCKS, BV]
+            place = state + (slot * HV + head) * (K * V) + rows[:, None, None] * V + wide
+            mask = own_k[:, None, None] & (wide < V)
+            S = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")
+            if i == 0 and j == 0:
+                x_q, x_k = x_q.to(tl.float32), x_k.to(tl.float32)
+                if conv_state is not None:
+                    x_q, past_q = _mix(x_q, past_q, tap_q, W, BW, RESIDUAL)
+                    x_k, past_k = _mix(x_k, past_k, tap_k, W, BW, RESIDUAL)
+                x_q = _activated(x_q, SILU, UNIT) * scale
+                x_k = _activated(x_k, SILU, UNIT)
+                overlap = tl.sum(x_q * x_k)
+            if beta is not None and j == 0:
+                strength = strength.to(tl.float32)
+                if SIGMOID:
+                    strength = beta_max * _sigmoid(strength)
+            if g is not None and j == 0:
+                decay = decay.to(tl.float32)
+                if A_log is not None:
+                    if dt_bias is not None:
+                        decay += bias.to(tl.float32)
+                    decay = -tl.exp(rate.to(tl.float32)) * _softplus(decay)
+                decay = tl.exp(decay)
+                if VECTOR:
+                    decay = decay[:, None, None]
+            x = x.to(tl.float32)
+            if conv_state is not None:
+                x, past = _mix(x, past, tap, W, BW, RESIDUAL)
+            x = tl.reshape(_activated(x, SILU, False), [BLOCKS, BV])
             T = S
             if g is not None:
                 T = S * decay
-            read = tl.sum(T * x_q[:, None], 0)
+            read = tl.sum(T * x_q[:, None, None], 0)
             if beta is not None:
-                x = strength * (x - tl.sum(T * x_k[:, None], 0))
-            tl.store(place, T + x_k[:, None] * x[None, :], mask=mask)
-            out = tl.where(tiles == j, (read + overlap * x)[None, :], out)
-        inside = every < V
+                x = strength * (x - tl.sum(T * x_k[:, None, None], 0))
+            tl.store(place, T + x_k[:, None, None] * x[None, :, :], mask=mask, eviction_policy="evict_first")
+            read = tl.reshape(read + overlap * x, [1, COLS])
+            out = read if TILES == 1 else tl.where(tiles == j, read, out)
+            if conv_state is not None:
+                tl.debug_barrier()  # several threads may hold one channel: all have read before any writes
+                if i == 0 and j == 0:
+                    _shift(past_q, tail, key * K + rows, own_k, W, BW)
+                    _shift(past_k, tail, (H + key) * K + rows, own_k, W, BW)
+                _shift(past, tail, channel, own_v, W, BW)
         if norm_weight is not None:
             squares = tl.sum(tl.sum(tl.where(inside, out * out, 0.0), 1), 0)
-            weight = tl.load(norm_weight + every, mask=inside, other=0.0).to(tl.float32)
-            out = out * (1.0 / tl.sqrt(squares / V + eps)) * weight
+            out = out * (1.0 / tl.sqrt(squares / V + eps)) * weight.to(tl.float32)
         if gate is not None:
-            out *= _sigmoid(tl.load(gate + b * gate_b + head * V + every, mask=inside, other=0.0).to(tl.float32))
+            out *= _sigmoid(opening.to(tl.float32))
         if slots is not None:
             out = tl.where(slot >= 0, out, 0.0)
         tl.store(o + (b * HV + head) * V + every, out.to(o.dtype.element_ty), mask=inside)
@@ -214,14 +245,15 @@ def _decode_step(
     W = taps.shape[1] if taps is not None else 1
     # the tails of q and k are read and moved on by one program: it takes all value heads of its key head
     whole, group = norm_weight is not None or taps is not None, HV // H if taps is not None else 1
-    BV, tiles, warps = settings(K, V, whole)
-    _step[(B * (HV // group), 1 if whole else triton.cdiv(V, BV))](
+    BV, blocks, tiles, warps = settings(K, V, whole)
+    parts = 1 if whole else triton.cdiv(V, BV * blocks)
+    _step[(B * (HV // group) * parts,)](
         q, k, v, g, beta, state, o, state_indices, conv_state, taps, A_log, dt_bias, norm_weight, gate,
         q.stride(0), k.stride(0), v.stride(0), 0 if g is None or g.dim() == 1 else g.stride(0),
         0 if beta is None else beta.stride(0), 0 if gate is None else gate.stride(0), H, HV, scale, beta_max, eps,
-        K=K, V=V, BK=max(16, triton.next_power_of_2(K)), BV=BV, TILES=tiles, GROUP=group,
+        K=K, V=V, BK=max(16, triton.next_power_of_2(K)), BV=BV, BLOCKS=blocks, TILES=tiles, PARTS=parts, GROUP=group,
         W=W, BW=triton.next_power_of_2(W), VECTOR=g is not None and g.dim() == 3, RESIDUAL=residual, SILU=silu,
-        UNIT=l2norm, SIGMOID=beta_sigmoid, EARLY=tiles == 1 and conv_state is None, num_warps=warps, maxnreg=128,
+        UNIT=l2norm, SIGMOID=beta_sigmoid, num_warps=warps, maxnreg=255 if whole else 128,
     )  # fmt: skip
     return o
 

@@ -1,11 +1,12 @@
 """Launches the Triton kernels by chunks of both recurrences as torch operators with gradients.
 
-Launch settings are fixed by dtype and head size alone, never by batch, heads or length: neither are results.
+Launch settings are fixed by dtype and head size alone, never by batch, heads or length, but for the groups of chunks of
+linear attention, which no result knows of: results depend on none of them.
 """
 
 import importlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,11 +20,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalsuite_kernels import chunk_channels as channels
 from evalsuite_kernels import chunk_gradients as gradients
 from evalsuite_kernels import chunk_kernels as kernels
+from evalsuite_kernels import chunk_wide as wide
 from evalsuite_kernels.arguments import GLUON, INTERPRETED, expect, hopper, offsets
 from evalsuite_kernels.decode import decode_step
 from evalsuite_kernels.launches import Launches
 
 CHUNK = 64
+WIDEST = 128  # head dim of q and k with which three tiles of a chunk fit into shared memory
+PROGRAMS = 264  # that an H200 runs at once, two on each of its 132 multiprocessors
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Warps of each kernel and columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a
 # scan of one stage nor narrower blocks with four warps: there the compiled wgmma reads wrong shared memory.
@@ -32,9 +36,13 @@ SETTINGS = {
     "channel_levels": {"BK": 32, "num_warps": 2, "num_stages": 3},
     "channel_rest": {"BK": 128, "num_warps": 4, "num_stages": 1},
     "head_products": {"BK": 64, "num_warps": 4},
+    "wide": {"BK": 64, "BV": 64, "num_warps": 4, "num_stages": 1},  # both scans of heads above 128
     "solve": {"num_warps": 1},
+    "fold": {"BK": 64, "num_warps": 4, "num_stages": 1},
+    "fold_channels": {"BK": 128, "num_warps": 4},  # under a gate per channel on Hopper, where heads are one block
     "scan": {"BV": 32, "STAGES": 2, "num_warps": 4},
     "scan_back": {"BV": 32, "STAGES": 3, "num_warps": 4},
+    "pairs_back": {"BV": 64, "num_warps": 4, "num_stages": 1},
     "inside_back": {"BK": 64, "BV": 64, "num_warps": 8, "num_stages": 1},
 }
 
@@ -75,14 +83,19 @@ def hopper_part(name: str) -> Any:
 
 
 class _Plan(NamedTuple):
-    """Chunks: the first token and the end of each, and the first chunk of each sequence, as int32 tensors."""
+    """Chunks: the first token and the end of each, and the first chunk of each sequence; groups of up to `size` chunks
+    of one sequence: the first chunk of each, and its sequence. All but `size` as int32 tensors."""
 
     starts: Tensor
     stops: Tensor
     firsts: Tensor
+    begins: Tensor
+    owners: Tensor
+    size: int
 
 
-def _plan(bounds: Sequence[int], device: torch.device) -> _Plan:
+def _plan(bounds: Sequence[int], columns: int, device: torch.device) -> _Plan:
+    """There are as many groups as fill the GPU, where each has as many programs as `columns`."""
     starts: list[int] = []
     stops: list[int] = []
     firsts = [0]
@@ -90,12 +103,18 @@ def _plan(bounds: Sequence[int], device: torch.device) -> _Plan:
         starts += range(a, b, CHUNK)
         stops += [b] * -(-(b - a) // CHUNK)
         firsts.append(len(starts))
-    return _Plan(*(torch.tensor(x, dtype=torch.int32, device=device) for x in (starts, stops, firsts)))
+    longest = max(b - a for a, b in pairwise(firsts))
+    fewest = max(8, len(starts) * columns / PROGRAMS)
+    size = -(-longest // max(1, int(longest / fewest))) or 1
+    groups = [(a, n) for n, (first, end) in enumerate(pairwise(firsts)) for a in range(first, end, size) or [first]]
+    begins, owners = [*(a for a, _ in groups), len(starts)], [n for _, n in groups]
+    numbers = partial(torch.tensor, dtype=torch.int32, device=device)
+    return _Plan(numbers(starts), numbers(stops), numbers(firsts), numbers(begins), numbers(owners), size)
 
 
 @cache  # for good: a CUDA graph that was captured goes on reading it
-def _even_plan(B: int, T: int, device: torch.device) -> _Plan:
-    return _plan(range(0, B * T + 1, T), device)
+def _even_plan(B: int, T: int, columns: int, device: torch.device) -> _Plan:
+    return _plan(range(0, B * T + 1, T), columns, device)
 
 
 @cache  # for good, as above
@@ -130,7 +149,8 @@ class _Run:
         self.keep = keep  # for the backward pass
         self.launches = Launches()
         self.HV, self.V = v.shape[2:]
-        self.plan = _even_plan(B, T, q.device) if cu is None else _plan(cu.tolist(), q.device)
+        columns = self.HV * self.V // 64
+        self.plan = _even_plan(B, T, columns, q.device) if cu is None else _plan(cu.tolist(), columns, q.device)
         self.q, self.k, self.v, self.scale = q.contiguous(), k.contiguous(), v.contiguous(), scale
         self.g = None if g is None else g.contiguous()
         self.beta = None if beta is None else beta.contiguous()
@@ -145,7 +165,13 @@ class _Run:
         self.exactly = "ieee" if INTERPRETED else "tf32x3"
         self.precision = self.exactly if self.dtype == torch.float32 else "tf32"
         exact = {"DOT": TYPES[self.dtype], "PRECISION": self.precision}
-        self.tma = self.dtype.itemsize == 2 and hopper(q.device)
+        # the gradient of a fixed gate is one number for all tokens, and what half precision takes from states too much;
+        # without a gate nothing ever damps it
+        fixed = g is not None and g.dim() == 1
+        self.state_type = torch.float32 if fixed else self.dtype
+        self.exact_states = self.dtype.itemsize == 2 and (fixed or (beta is not None and g is None))
+        self.split = self.KP > WIDEST and (beta is not None or self.gate == 2)
+        self.tma = self.dtype.itemsize == 2 and hopper(q.device) and not self.split
         # fp16 has no room for keys that decay up; TMA reads from whole 16 bytes on
         bf16 = self.tma and GLUON and self.dtype == torch.bfloat16 and self.K in {64, 128}
         bf16 &= all(x.data_ptr() % 16 == 0 for x in (self.q, self.k, self.v))
@@ -165,46 +191,59 @@ class _Run:
         return self.q.new_empty(self.HV, self.chunks, *shape, dtype=dtype or self.dtype)
 
     def _prepare(self) -> None:
-        starts, stops, _ = self.plan
+        starts, stops = self.plan[:2]
         delta, sizes = self.beta is not None, (self.scale, self.chunks, self.H, self.HV, self.K)
         exact = torch.float64 if self.dtype == torch.float32 else torch.float32
         made_late = self.wide and self.gate < 2 and not delta  # the scan makes P
-        self.P = None if made_late else self.buffer(CHUNK, CHUNK)
+        whole = torch.float32 if delta else self.dtype  # rounded by `fold`
+        folded = delta and self.gate < 2  # `fold` makes P
+        self.P = None if made_late or folded else self.buffer(CHUNK, CHUNK, dtype=whole)
         self.B = self.buffer(CHUNK, CHUNK, dtype=torch.float32) if delta else None
         self.G: Tensor | None = None
         self.Qs = self.Kd = self.Kg = None
         grid = (self.chunks, self.HV)
         shared = {name: value for name, value in self.shared.items() if name != "GATE"}
         if self.gate == 2:
-            self.Qs, self.Kg = self.buffer(CHUNK, self.KP), self.buffer(CHUNK, self.KP)
+            self.Qs, self.Kg = self.buffer(CHUNK, self.KP), self.buffer(CHUNK, self.KP, dtype=whole)
             self.Kd = self.buffer(CHUNK, self.KP) if delta else None
             self._channels(shared, sizes)
         else:
-            if self.g is not None:
-                self.G = self.buffer(CHUNK, dtype=exact)
-                strides = (0, 1) if self.g.dim() == 1 else (self.HV, 1)
-                self.launches.add(
-                    kernels.head_gates, grid, self.g, self.G, starts, stops, self.chunks, *strides, num_warps=1
-                )
+            strides = (0, 1) if self.g is None or self.g.dim() == 1 else (self.HV, 1)
             if not made_late:
+                self.G = None if self.g is None else self.buffer(CHUNK, dtype=exact)
                 self.launches.add(
                     kernels.head_products, grid,
-                    self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes,
+                    self.q, self.k, self.g, starts, stops, self.G, self.P, self.B, self.scale, *strides, *sizes[1:],
                     **self.shared, **self._settings("head_products"),
                 )  # fmt: skip
-        self.T = self.each = None
+            elif self.g is not None:
+                self.G = self.buffer(4, CHUNK, dtype=exact)
+                self.launches.add(
+                    hopper_part("linear").gates, (self.chunks, -(-self.HV // 8)),
+                    self.g, self.G, starts, stops, self.chunks, self.HV, *strides, HEADS=8, num_warps=2,
+                )  # fmt: skip
+        self.T = self.each = self.rest = None
         if delta:
-            self.T, self.each = self.buffer(CHUNK, CHUNK), self.buffer(CHUNK, dtype=torch.float32)
+            self.T, self.each = (self.buffer(CHUNK, *n, dtype=torch.float32) for n in ((CHUNK,), ()))
             self.launches.add(
-                kernels.solve, (self.chunks, self.HV),
-                self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV, int(self.wide),
+                kernels.solve, grid, self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV,
                 PRECISION=self.exactly, **SETTINGS["solve"],
             )  # fmt: skip
+            made = self.buffer(CHUNK, CHUNK), self.buffer(CHUNK, self.KP)
+            halves = self.keep and self.dtype.itemsize == 2
+            self.rest = self.buffer(CHUNK, self.KP) if halves else None
+            self.launches.add(
+                kernels.fold, grid, self.q, self.k, self.each, self.G, self.P, self.T, self.Kg, starts, stops,
+                *made, self.rest if halves else made[1], self.scale, int(self.wide), int(halves), *sizes[1:],
+                KP=self.KP, GATE=self.gate, DOT=TYPES[self.dtype], PRECISION=self.precision,
+                **self._settings("fold_channels" if self.blocks else "fold"),
+            )  # fmt: skip
+            self.P, self.Kg = made
 
     def _channels(self, shared: dict[str, Any], sizes: tuple[Any, ...]) -> None:
         """G, P, B, Qs, Kd and Kg under a gate per channel."""
         assert self.g is not None
-        starts, stops, _ = self.plan
+        starts, stops = self.plan[:2]
         grid = (self.chunks, self.HV)
         exact = torch.float64 if self.dtype == torch.float32 else torch.float32
         self.G = self.buffer(CHUNK, self.KP, dtype=exact)
@@ -249,34 +288,41 @@ class _Run:
         """The kernel's settings, its blocks no wider than the heads.
 
         Below 64 columns Triton 3.6's wgmma reads outside its shared memory (seen by compute-sanitizer on an H200): two
-        warps take the older tensor core instructions. Above 128 a third stage does not fit.
+        warps take the older tensor core instructions. With the delta rule's tiles a third stage does not fit.
         """
-        most = {"BK": self.KP, "BV": self.VP, "STAGES": 2 if max(self.KP, self.VP) > 128 else 8}
+        most = {"BK": self.KP, "BV": self.VP, "STAGES": 2 if self.KP > WIDEST or self.beta is not None else 8}
         if min(self.KP, self.VP) < 64:
             most["num_warps"] = 2
         return {name: min(value, most.get(name, value)) for name, value in SETTINGS[kernel].items()}
 
+    def _scan_by(self, name: str) -> tuple[Any, dict[str, Any]]:
+        """The kernel of a scan and its settings."""
+        if self.split:
+            return getattr(wide, name), self._settings("wide")
+        exact = {"TMA": self.tma, "EXACT": self.exact_states}
+        return getattr(kernels if name == "scan" else gradients, name), exact | self._settings(name)
+
     def forward(self) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
-        """o and the last states; or, to keep for the backward pass, each chunk's state, X and R, not launched yet."""
+        """o and the last states; or, to keep for the backward pass, each chunk's state and X, not launched yet."""
         o = None if self.keep else torch.empty_like(self.v)
         S = torch.empty_like(self.S)
         delta = self.beta is not None
-        kept: list[Tensor | None] = [None] * 3
+        kept: list[Tensor | None] = [None] * 2
         if self.keep:
-            kept = [self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None]
-            kept.append(self.buffer(CHUNK, self.VP))
+            kept = [self.buffer(self.KP, self.VP, dtype=self.state_type)]
+            kept.append(self.buffer(CHUNK, self.VP, dtype=torch.float32) if delta else None)
         if self.wide:
             assert o is not None
             self._scan(o, S)
             self.run()
             return o, S[..., : self.K, : self.V].contiguous(), kept
-        settings = self._settings("scan")
+        kernel, settings = self._scan_by("scan")
         self.launches.add(
-            kernels.scan, (self.VP // settings["BV"], self.HV, self.N),
-            self.q, self.k, self.v, self.each, self.G, *self._chunks(self.P, self.T, self.Qs, self.Kd, self.Kg), self.S,
-            *self.plan,
+            kernel, (self.VP // settings["BV"], self.HV, self.N),
+            self.q, self.k, self.v, self.each, self.G, *self._chunks(self.P, self.Qs, self.Kd, self.Kg), self.S,
+            *self.plan[:3],
             o, S, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
-            VP=self.VP, KEEP=self.keep, TMA=self.tma, **self.shared, **settings,
+            VP=self.VP, KEEP=self.keep, **self.shared, **settings,
         )  # fmt: skip
         if self.keep:  # nothing has run yet
             return None, S, kept
@@ -285,8 +331,11 @@ class _Run:
 
     def _scan(self, o: Tensor, S: Tensor) -> None:
         """`forward` on Hopper."""
+        if self.beta is None and self.gate < 2:
+            self._linear(o, S)
+            return
         scan = hopper_part("scan")
-        buffers = {name: getattr(self, name) for name in ("P", "T", "Qs", "Kd", "Kg")}
+        buffers = {name: getattr(self, name) for name in ("P", "Qs", "Kd", "Kg")}
         tiles = {name: None if x is None else scan.describe(x, x.shape[-1]) for name, x in buffers.items()}
         raw = self.gate < 2
         tiles |= {
@@ -300,37 +349,82 @@ class _Run:
             STAGES=3, num_warps=4,
         )  # fmt: skip
 
+    def _linear(self, o: Tensor, S: Tensor) -> None:
+        """`_scan` of linear attention without a gate per channel."""
+        linear = hopper_part("linear")
+        starts, stops, firsts, begins, owners, size = self.plan
+        k, v = (linear.describe(x, 64) for x in (self.k, self.v))
+        G = linear.describe_gates(self.G)
+        counts, heads = (self.chunks, self.H, self.HV, size), {"K": self.K, "V": self.V, "GATE": self.gate}
+        between = self.S  # not read
+        if len(owners) > self.N:
+            between = self.q.new_empty(self.HV, -(-self.chunks // size), self.V, self.K, dtype=torch.float32)
+            self.launches.add(
+                linear.states, (self.V // 64 * (self.K // 64), self.HV, self.N),
+                k, v, G, self.S, starts, firsts, between, *counts, **heads, KEYS=64, STAGES=6, num_warps=4, maxnreg=128,
+            )  # fmt: skip
+        self.launches.add(
+            linear.outputs, (self.V // 64, self.HV, len(owners)),
+            *(linear.describe(x, self.K) for x in (self.q, self.k)), v, G, self.S, between,
+            starts, stops, firsts, begins, owners, o, S, self.scale, *counts, **heads, STAGES=2, num_warps=4,
+        )  # fmt: skip
+
+    def _inside_back(self, *tensors: Tensor | None) -> None:
+        """What q, k and g are owed."""
+        *given, d_q, d_k, d_g = tensors
+        arguments = (self.q, self.k, self.G, *given, *self.plan[:2], d_q, d_k, d_g)
+        sizes = (self.scale, self.chunks, self.H, self.HV)
+        if self.blocks and self.V in {64, 128}:
+            self.launches.add(
+                hopper_part("gradients").channel_back, (self.chunks, self.HV, self.K // 64), *arguments, *sizes,
+                K=self.K, V=self.V, DELTA=self.beta is not None, num_warps=4,
+            )  # fmt: skip
+            return
+        name, shared, parts = "head_back", self.shared, 1
+        settings = self._settings("inside_back")
+        if self.gate == 2:
+            name, shared = "channel_back", {n: x for n, x in self.shared.items() if n != "GATE"}
+            parts = self.KP // settings["BK"]
+        self.launches.add(
+            getattr(gradients, name), (self.chunks, self.HV, parts), *arguments, *sizes, self.K, self.V,
+            VP=self.VP, STATE=TYPES[self.state_type], **shared, **settings,
+        )  # fmt: skip
+
     def backward(self, d_o: Tensor, d_S: Tensor) -> list[Tensor]:
         """The gradients of q, k, v, g, beta and the initial state."""
-        _, _, (states, X, R) = self.forward()
+        _, _, (states, X) = self.forward()
         d_o, d_S = d_o.contiguous(), self.padded(d_S.float())
-        delta = self.beta is not None
+        delta, starts, stops = self.beta is not None, *self.plan[:2]
         d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
-        d_states, d_R = self.buffer(self.KP, self.VP), self.buffer(CHUNK, self.VP) if delta else None
-        settings = self._settings("scan_back")
+        d_states = self.buffer(self.KP, self.VP, dtype=self.state_type)
+        W = self.buffer(CHUNK, self.VP, dtype=torch.float32) if delta else None
+        kernel, settings = self._scan_by("scan_back")
+        sizes = (self.scale, self.chunks, self.H, self.HV, self.K, self.V)
         self.launches.add(
-            gradients.scan_back, (self.VP // settings["BV"], self.HV, self.N),
-            self.q, self.k, d_o, self.each, self.G, *self._chunks(self.P, self.T, self.Qs, self.Kd, self.Kg), d_S,
-            *self.plan,
-            d_v, d_S0, d_states, d_R, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
-            VP=self.VP, TMA=self.tma, **self.shared, **settings,
+            kernel, (self.VP // settings["BV"], self.HV, self.N),
+            self.q, self.k, d_o, self.each, self.G, *self._chunks(self.P, self.Qs, self.Kd, self.Kg, self.rest), d_S,
+            *self.plan[:3],
+            d_v, d_S0, d_states, W, *sizes,
+            VP=self.VP, **self.shared, **settings,
+        )  # fmt: skip
+        d_P = self.buffer(CHUNK, CHUNK, dtype=self.dtype if self.blocks else torch.float32)
+        d_B = R = d_beta = d_g = None
+        if self.beta is not None:
+            d_B, R, d_beta = torch.empty_like(d_P), self.buffer(CHUNK, self.VP), torch.empty_like(self.beta)
+        self.launches.add(
+            gradients.pairs_back, (self.chunks, self.HV),
+            self.v, d_o, self.each, X, W, self.T, self.B, starts, stops, R, d_P, d_B, d_beta,
+            self.chunks, self.H, self.HV, self.V,
+            VP=self.VP, DELTA=delta, PRECISION=self.precision, **self._settings("pairs_back"),
         )  # fmt: skip
         B, T = self.q.shape[:2]
         group = self.HV // self.H
         kind = self.q.dtype if group == 1 else torch.float32
         d_q, d_k = (self.q.new_empty(B, T, self.HV, self.K, dtype=kind) for _ in range(2))
-        d_g = None
         if self.g is not None:
             tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)
             d_g = self.q.new_empty(tokens, dtype=torch.float32 if self.g.dim() == 1 else self.g.dtype)
-        d_beta = torch.empty_like(self.beta) if self.beta is not None else None
-        self.launches.add(
-            gradients.inside_back, (self.chunks, self.HV),
-            self.q, self.k, self.each, self.G, d_o, d_v, self.B, self.T, states, d_states, X, R, d_R,
-            self.plan.starts, self.plan.stops, d_q, d_k, d_g, d_beta,
-            self.scale, self.chunks, self.H, self.HV, self.K, self.V,
-            VP=self.VP, **self.shared, **self._settings("inside_back"),
-        )  # fmt: skip
+        self._inside_back(d_o, d_v, states, d_states, R if delta else self.v, d_P, d_B, d_q, d_k, d_g)
         self.run()
         if group > 1:
             d_q, d_k = (x.unflatten(2, (self.H, group)).sum(3) for x in (d_q, d_k))

@@ -8,7 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
-from evalsuite_kernels.gluon import copy
+from evalsuite_kernels.gluon import copy, meet
 
 C = gl.constexpr(64)
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -31,6 +31,41 @@ def _sums(part, steps, TERMS: gl.constexpr, SUMS: gl.constexpr):
     for term in gl.static_range(TERMS):
         acc = hopper.warpgroup_mma(part, steps.index(term), acc, use_acc=term > 0, is_async=False)
     return acc * LOG2E
+
+
+@gluon.jit
+def _meet(
+    p, b, part, masks, xs, ys, steps, keys, rest,
+    DELTA: gl.constexpr, TERMS: gl.constexpr, SUMS: gl.constexpr, PAIRS: gl.constexpr,
+):  # fmt: skip
+    """Add to P and B what meets at the start of blocks of 16, or where two of 16, or of 32, meet."""
+    A: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
+    n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
+    m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
+    here = _sums(masks.index(part), steps, TERMS, SUMS)
+    decay = gl.exp2(here)
+    z = ys.load(SUMS).to(gl.float32) * gl.where(part == 0, gl.exp2(gl.minimum(-here, FAR)), decay)
+    meet()  # the keys before have been read
+    keys.store(z.to(gl.bfloat16))
+    if DELTA:
+        rest.store((z - z.to(gl.bfloat16).to(gl.float32)).to(gl.bfloat16))
+    hopper.fence_async_shared()
+    meet()
+    x = gl.convert_layout((xs.load(SUMS).to(gl.float32) * decay).to(gl.bfloat16), A)
+    key = keys.permute((1, 0))
+    none = gl.zeros([C, C], gl.float32, PAIRS)
+    level = part + 3
+    meets = gl.where(part == 0, (n >> 4) == (m >> 4), ((n >> level) ^ 1) == (m >> level)) & (n >= m)
+    p_ = hopper.warpgroup_mma(x, key, none, use_acc=False, is_async=True)
+    if DELTA:  # P is to be multiplied by T, whose parts cancel it
+        p_ = hopper.warpgroup_mma(x, rest.permute((1, 0)), p_, is_async=True)
+        row = gl.convert_layout((ys.load(SUMS).to(gl.float32) * decay).to(gl.bfloat16), A)
+        b_ = hopper.warpgroup_mma(row, key, none, use_acc=False, is_async=True)
+        p_, b_ = hopper.warpgroup_mma_wait(0, [p_, b_])
+        b = gl.where(meets, b_, b)
+    else:
+        p_ = hopper.warpgroup_mma_wait(0, [p_])
+    return gl.where(meets, p_, p), b
 
 
 @gluon.jit
@@ -59,7 +94,6 @@ def channel_blocks(
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     PAIRS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    A: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     c, h = gl.program_id(0), gl.program_id(1)
     head = h // (HV // H)
@@ -68,11 +102,12 @@ def channel_blocks(
     xs = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)
     ys = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)
     keys = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)
+    rest = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)  # what rounding takes from the keys
     steps = gl.allocate_shared_memory(gl.bfloat16, [TERMS, C, K], SHARED)
-    masks = gl.allocate_shared_memory(gl.bfloat16, [5, C, C], SHARED)
+    masks = gl.allocate_shared_memory(gl.bfloat16, [3, C, C], SHARED)  # so that a GPU's processor has room for two
     MASK: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     i = gl.arange(0, C, gl.SliceLayout(1, ROWS))[:, None]
-    for part in gl.static_range(5):
+    for part in gl.static_range(3):
         copy(masks.index(part), _rows(parts + part * C * C, start * 0, 1, 0, C, MASK))
     copy(xs, _rows(q, start, H, head, K, ROWS), mask=start + i < stop)
     copy(ys, _rows(k, start, H, head, K, ROWS), mask=start + i < stop)
@@ -89,52 +124,39 @@ def channel_blocks(
     m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
     p = gl.zeros([C, C], gl.float32, PAIRS)
     b = gl.zeros([C, C], gl.float32, PAIRS)
-    least = gl.zeros([C], gl.float32, gl.SliceLayout(1, SUMS))
-    for part in gl.static_range(3):
-        here = _sums(masks.index(part), steps, TERMS, SUMS)
-        decay = gl.exp2(here)
-        y = ys.load(SUMS).to(gl.float32)
-        row = (y * decay).to(gl.bfloat16)
-        if part == 0:
-            least = gl.min(here, 1)
-            keys.store((y * gl.exp2(gl.minimum(-here, FAR))).to(gl.bfloat16))
-        else:
-            keys.store(row)
-        x = gl.convert_layout((xs.load(SUMS).to(gl.float32) * decay).to(gl.bfloat16), A)
-        hopper.fence_async_shared()
-        key = keys.permute((1, 0))
-        none = gl.zeros([C, C], gl.float32, PAIRS)
-        p_ = hopper.warpgroup_mma(x, key, none, use_acc=False, is_async=True)
-        if part == 0:
-            meet = ((n >> 4) == (m >> 4)) & (n >= m)
-        elif part == 1:
-            meet = ((n >> 4) == (m >> 4) + 1) & ((m >> 4) % 2 == 0)
-        else:
-            meet = (n >= 32) & (m < 32)
-        if DELTA:
-            b_ = hopper.warpgroup_mma(gl.convert_layout(row, A), key, none, use_acc=False, is_async=True)
-            p_, b_ = hopper.warpgroup_mma_wait(0, [p_, b_])
-            b = gl.where(meet, b_, b)
-        else:
-            p_ = hopper.warpgroup_mma_wait(0, [p_])
-        p = gl.where(meet, p_, p)
+    meet()
+    least = gl.min(_sums(masks.index(0), steps, TERMS, SUMS), 1)
+    for part in range(3):
+        p, b = _meet(p, b, part, masks, xs, ys, steps, keys, rest, DELTA, TERMS, SUMS, PAIRS)
+    meet()  # the masks have been read
+    for part in gl.static_range(2):
+        copy(masks.index(part), _rows(parts + (3 + part) * C * C, start * 0, 1, 0, C, MASK))
+    hopper.async_copy.commit_group()
     to = block * (C * C) + n * C + m
-    gl.store(P + to, (p * scale).to(gl.bfloat16))
+    lower = ((n >> 4) >= (m >> 4)) | (not DELTA)
+    gl.store(P + to, (p * scale).to(P.dtype.element_ty), mask=lower)
     if DELTA:
-        gl.store(B + to, b)
+        gl.store(B + to, b, mask=lower)
     i = gl.arange(0, C, gl.SliceLayout(1, SUMS))
     gl.store(slow + block * C + i, (least < -FAR).to(gl.int8))
     first = gl.where((keep > 0) | (gl.min(least, 0) < -FAR), 0, C)
 
     base = block * (C * K)
-    here = _sums(masks.index(3), steps, TERMS, SUMS)
+    hopper.async_copy.wait_group(0)
+    hopper.fence_async_shared()
+    meet()
+    here = _sums(masks.index(0), steps, TERMS, SUMS)
     decay = gl.exp2(here)
     d = gl.arange(0, K, gl.SliceLayout(0, SUMS))
     gl.store(G + base + i[:, None] * K + d[None, :], here, mask=i[:, None] >= first)
     gl.store(D + block * K + d[None, :] + 0 * i[:, None], decay, mask=i[:, None] == C - 1)
     y = ys.load(SUMS).to(gl.float32)
+    meet()  # the tiles have been read
     _store(xs.load(SUMS).to(gl.float32) * (decay * scale), Qs + base, keys, ROWS, K)
     if DELTA:
         _store(y * decay, Kd + base, xs, ROWS, K)
-    decay = gl.exp2(_sums(masks.index(4), steps, TERMS, SUMS))
-    _store(y * decay, Kg + base, ys, ROWS, K)
+    y *= gl.exp2(_sums(masks.index(1), steps, TERMS, SUMS))
+    if DELTA:  # to be folded first
+        gl.store(Kg + base + i[:, None] * K + d[None, :], y)
+    else:
+        _store(y, Kg + base, ys, ROWS, K)

@@ -1,7 +1,7 @@
 """The scan over chunks on Hopper's tensor cores, in Gluon.
 
 Each program holds 64 columns of the state, transposed: S^T [64, K] in registers. As a left operand it never leaves
-them, nor do X^T, R^T and O^T [64, C] (the names are those of `chunk_kernels.py`), so a chunk costs no exchange between
+them, nor do X^T and O^T [64, C] (the names are those of `chunk_kernels.py`), so a chunk costs no exchange between
 threads; tiles of chunks to come arrive through TMA meanwhile.
 """
 
@@ -34,76 +34,33 @@ def _cut(tile, count, K: gl.constexpr):
 
 @gluon.jit
 def _produce(
-    q, k, v, P, T, Qs, Kd, Kg, tiles, bars, chunks, key, value, DELTA: gl.constexpr, GATE: gl.constexpr
+    q, k, v, P, Qs, Kd, Kg, tiles, bars, chunks, key, value, DELTA: gl.constexpr, GATE: gl.constexpr
 ):  # fmt: skip
     """Load the chunks' tiles as room for them is made."""
-    qs, ks, kd, vs, ps, ts = tiles
-    full, ready, free = bars
+    qs, ks, kd, vs, ps = tiles
+    full, free = bars
     starts, stops, first, end, row = chunks
     STAGES: gl.constexpr = qs.shape[0]
     K: gl.constexpr = qs.shape[2]
-    PAIRS: gl.constexpr = DELTA or GATE == 2
-    columns: gl.constexpr = (
-        2 * K + BLOCK + (C if PAIRS else 0) + (C if DELTA else 0) + (K if DELTA and GATE == 2 else 0)
-    )
+    columns: gl.constexpr = 2 * K + BLOCK + C + (K if DELTA else 0)
     for c in range(first, end):
         slot, bar = (c - first) % STAGES, full.index((c - first) % STAGES)
         start = gl.load(starts + c)
         mbarrier.wait(free.index(slot), (((c - first) // STAGES) & 1) ^ 1)
         mbarrier.expect(bar, 2 * C * columns)
         at = (row + c) * C
-        if GATE == 2:
-            if DELTA:
+        if DELTA:
+            if GATE == 2:
                 bring(Kd, [at, 0], bar, kd.index(slot))
-            bring(Kg, [at, 0], bar, ks.index(slot))
+            else:
+                bring(k, [start, key], bar, kd.index(slot))
+        bring(Kg, [at, 0], bar, ks.index(slot))
+        if GATE == 2:
             bring(Qs, [at, 0], bar, qs.index(slot))
         else:
-            bring(k, [start, key], bar, ks.index(slot))
             bring(q, [start, key], bar, qs.index(slot))
         bring(v, [start, value], bar, vs.index(slot))
-        if DELTA:
-            bring(T, [at, 0], bar, ts.index(slot))
-        if PAIRS:
-            bring(P, [at, 0], bar, ps.index(slot))
-
-
-@gluon.jit
-def _pair(G, tiles, decays, bars, chunks, scale, GATE: gl.constexpr):
-    """Linear attention without a gate per channel: P^T [C, C] of each chunk, and the decays [2, C] of its tokens from
-    the chunk's start, times the scale, and to its end."""
-    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
-    qs, ks, kd, vs, ps, ts = tiles
-    full, ready, free = bars
-    starts, stops, first, end, row = chunks
-    STAGES: gl.constexpr = qs.shape[0]
-    K: gl.constexpr = qs.shape[2]
-    j = gl.arange(0, C, gl.SliceLayout(1, KEYS))
-    i = gl.arange(0, C, gl.SliceLayout(0, KEYS))
-    past = j[:, None] <= i[None, :]
-    none = gl.zeros([C, C], gl.float32, KEYS)
-    for c in range(first, end):
-        slot = (c - first) % STAGES
-        q_, k_ = qs.index(slot), ks.index(slot)
-        start, stop = gl.load(starts + c), gl.load(stops + c)
-        if GATE == 1:
-            gates = G + (row + c).to(gl.int64) * C
-            mine, there, last = gl.load(gates + j), gl.load(gates + i), gl.load(gates + C - 1)
-        mbarrier.wait(full.index(slot), ((c - first) // STAGES) & 1)
-        if start + C > stop:
-            _cut(k_, stop - start, K)
-            _cut(q_, stop - start, K)
-            hopper.fence_async_shared()
-            meet()
-        P = hopper.warpgroup_mma(k_, q_.permute((1, 0)), none, use_acc=False, is_async=True)
-        decay = gl.where(past, scale, 0.0)
-        if GATE == 1:
-            decay *= gl.exp2(gl.where(past, there[None, :] - mine[:, None], 0.0))
-            decays.index(2 * slot).store(gl.exp2(there) * scale)
-            decays.index(2 * slot + 1).store(gl.exp2(last - there))
-        P = hopper.warpgroup_mma_wait(0, [P])
-        ps.index(slot).store((P * decay).to(gl.bfloat16))
-        hopper.fence_async_shared()
-        mbarrier.arrive(ready.index(slot))
+        bring(P, [at, 0], bar, ps.index(slot))
 
 
 @gluon.jit
@@ -119,7 +76,7 @@ def _write(o, y, start, stop, value, HV, V: gl.constexpr):
 
 @gluon.jit
 def _consume(
-    o, S0, S1, G, tiles, y, decays, bars, chunks, value, at, scale, HV,
+    o, S0, S1, G, tiles, y, bars, chunks, value, at, scale, HV,
     K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr, GATE: gl.constexpr,
 ):  # fmt: skip
     """Tensor cores are given work as early as it is ready; the chunk before is written out meanwhile."""
@@ -127,9 +84,8 @@ def _consume(
     TOKENS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
     OF_STATE: gl.constexpr = gl.DotOperandLayout(0, STATE, 2)
     OF_TOKENS: gl.constexpr = gl.DotOperandLayout(0, TOKENS, 2)
-    PAIRS: gl.constexpr = DELTA or GATE == 2  # given, and with the gates of a head here; else made by `_pair`
-    qs, ks, kd, vs, ps, ts = tiles
-    full, ready, free = bars
+    qs, ks, kd, vs, ps = tiles
+    full, free = bars
     starts, stops, first, end, row = chunks
     STAGES: gl.constexpr = qs.shape[0]
     e = gl.arange(0, BLOCK, gl.SliceLayout(1, STATE))[:, None]
@@ -158,50 +114,36 @@ def _consume(
         elif GATE == 1:
             S = S * gl.exp2(last)
         mbarrier.wait(full.index(slot), ((c - first) // STAGES) & 1)
-        if not PAIRS:
-            mbarrier.wait(ready.index(slot), ((c - first) // STAGES) & 1)
         if start + C > stop:
             _cut(v_, stop - start, BLOCK)
-            if GATE < 2 and PAIRS:
-                _cut(k_, stop - start, K)
-                _cut(q_, stop - start, K)
+            if DELTA and GATE < 2:
+                _cut(kd.index(slot), stop - start, K)
             hopper.fence_async_shared()
             meet()
         if DELTA:
-            read = kd.index(slot) if GATE == 2 else k_
-            X = hopper.warpgroup_mma(before, read.permute((1, 0)), none, use_acc=False, is_async=True)
-        else:
-            Y = hopper.warpgroup_mma(before, q_.permute((1, 0)), none, use_acc=False, is_async=True)
+            X = hopper.warpgroup_mma(before, kd.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
+        Y = hopper.warpgroup_mma(before, q_.permute((1, 0)), none, use_acc=False, is_async=True)
         r = v_.permute((1, 0)).load(TOKENS)
         if GATE == 1:
-            if PAIRS:
-                since, until = gl.exp2(here), gl.exp2(last - here)
+            since = gl.exp2(here)
             gates = G + (row + ahead).to(gl.int64) * C
-            if PAIRS:
-                here = gl.load(gates + token)
+            here = gl.load(gates + token)
             last = gl.load(gates + C - 1)
         if DELTA:
-            X = hopper.warpgroup_mma_wait(0, [X])
+            X = hopper.warpgroup_mma_wait(1, [X])
             if GATE == 1:
                 X = X * since[None, :]
-            x = gl.convert_layout((r.to(gl.float32) - X).to(gl.bfloat16), OF_TOKENS)
-            R = hopper.warpgroup_mma(x, ts.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-            Y = hopper.warpgroup_mma(before, q_.permute((1, 0)), none, use_acc=False, is_async=True)
-            r = hopper.warpgroup_mma_wait(1, [R])
-        late = r
-        if GATE == 1:
-            if not PAIRS:
-                until = decays.index(2 * slot + 1).load(gl.SliceLayout(0, TOKENS))
-            late = r.to(gl.float32) * until[None, :]
-        S = hopper.warpgroup_mma(gl.convert_layout(late.to(gl.bfloat16), OF_STATE), k_, S, is_async=True)
+            x = r.to(gl.float32) - X
+            r = x.to(gl.bfloat16)
+        S = hopper.warpgroup_mma(gl.convert_layout(r, OF_STATE), k_, S, is_async=True)
+        if DELTA and GATE == 0:  # nothing damps what rounding adds to the state
+            x -= r.to(gl.float32)
+            S = hopper.warpgroup_mma(gl.convert_layout(x.to(gl.bfloat16), OF_STATE), k_, S, is_async=True)
         if GATE < 2:
-            if GATE == 1:
-                from_start = since * scale if PAIRS else decays.index(2 * slot).load(gl.SliceLayout(0, TOKENS))
-            Y = hopper.warpgroup_mma_wait(1, [Y])
-            Y = Y * from_start[None, :] if GATE == 1 else Y * scale
-        r = gl.convert_layout(r.to(gl.bfloat16), OF_TOKENS)
-        pairs = ps.index(slot).permute((1, 0)) if PAIRS else ps.index(slot)
-        Y = hopper.warpgroup_mma(r, pairs, Y, is_async=True)
+            Y = hopper.warpgroup_mma_wait(2 if DELTA and GATE == 0 else 1, [Y])
+            Y = Y * (since * scale)[None, :] if GATE == 1 else Y * scale
+        r = gl.convert_layout(r, OF_TOKENS)
+        Y = hopper.warpgroup_mma(r, ps.index(slot).permute((1, 0)), Y, is_async=True)
         _write(o, y, start - C, gl.where(c > first, start, start - C), value, HV, V)  # all but a last chunk are whole
         S, Y = hopper.warpgroup_mma_wait(0, [S, Y])
         mbarrier.arrive(free.index(slot))
@@ -213,57 +155,43 @@ def _consume(
 
 @gluon.jit(do_not_specialize=["chunks", "H", "HV"])
 def scan(
-    q, k, v, P, T, Qs, Kd, Kg, G, S0, starts, stops, firsts,
+    q, k, v, P, Qs, Kd, Kg, G, S0, starts, stops, firsts,
     o, S1,
     scale, chunks, H, HV,
     K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr, GATE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Chunk after chunk of one sequence and value head, 64 columns of the state: o and the last state.
 
-    The columns of T are multiplied by beta already. G: [HV, chunks, K], the decay of whole chunks (GATE 2), or
-    [HV, chunks, C]. P is given, but for linear attention without a gate per channel.
+    Of the delta rule P and Kg are `fold`'s, times beta. G: [HV, chunks, K], the decay of whole chunks (GATE 2), or
+    [HV, chunks, C]. Linear attention without a gate per channel has kernels of its own.
     """
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     vb, h, n = gl.program_id(0), gl.program_id(1), gl.program_id(2)
     first, end = gl.load(firsts + n), gl.load(firsts + n + 1)
     qs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, K], SHARED)
     ks = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, K], SHARED)
-    kd = gl.allocate_shared_memory(gl.bfloat16, [STAGES if DELTA and GATE == 2 else 1, C, K], SHARED)
+    kd = gl.allocate_shared_memory(gl.bfloat16, [STAGES if DELTA else 1, C, K], SHARED)
     vs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BLOCK], SHARED)
     ps = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, C], SHARED)
-    ts = gl.allocate_shared_memory(gl.bfloat16, [STAGES if DELTA else 1, C, C], SHARED)
     y = gl.allocate_shared_memory(gl.bfloat16, [C, BLOCK], SHARED)
-    decays = gl.allocate_shared_memory(gl.float32, [2 * STAGES, C], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(free.index(slot), count=1)
-        mbarrier.init(ready.index(slot), count=1)
     hopper.fence_async_shared()
-    tiles = (qs, ks, kd, vs, ps, ts)
+    meet()  # before the other warps use them
+    tiles = (qs, ks, kd, vs, ps)
     value = h * V + vb * BLOCK
     at = (n * HV + h).to(gl.int64) * (K * V) + vb * BLOCK
     key = h // (HV // H) * K
-    bars = (full, ready, free)
+    bars = (full, free)
     chunks_ = (starts, stops, first, end, h * chunks)
-    if DELTA or GATE == 2:
-        gl.warp_specialize(
-            [
-                (_consume, (o, S0, S1, G, tiles, y, decays, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
-                (_produce, (q, k, v, P, T, Qs, Kd, Kg, tiles, bars, chunks_, key, value, DELTA, GATE)),
-            ],
-            [1],
-            [40],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_consume, (o, S0, S1, G, tiles, y, decays, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
-                (_pair, (G, tiles, decays, bars, chunks_, scale, GATE)),
-                (_produce, (q, k, v, P, T, Qs, Kd, Kg, tiles, bars, chunks_, key, value, DELTA, GATE)),
-            ],
-            [4, 1],
-            [168, 40],
-        )
+    gl.warp_specialize(
+        [
+            (_consume, (o, S0, S1, G, tiles, y, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
+            (_produce, (q, k, v, P, Qs, Kd, Kg, tiles, bars, chunks_, key, value, DELTA, GATE)),
+        ],
+        [1],
+        [40],
+    )

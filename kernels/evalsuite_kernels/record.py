@@ -14,18 +14,14 @@ def implementations(x: Tensor, widest: int = 0) -> dict[str, str]:
     """Operator -> what impl="auto" runs without gradients for tensors like x and heads of up to `widest`.
 
     "chunked; window: triton" names kinds of calls that go another way: of softmax attention by `full.dispatch`, for
-    heads of `widest`, of the delta rule and in fp32 those with a gate per channel, whose kernels take heads of 128.
+    heads of `widest`.
     """
     name = choose("auto", x, widest=widest)
-    delta = linear = name
     full = "chunked"
     if name == "triton":
         kinds = [kind for kind in dispatch.KINDS if dispatch.of_class(kind, x, widest, widest, "forward") == name]
         full = "; ".join([full, *(f"{kind}: {name}" for kind in sorted(kinds))])
-        by_channels = choose("auto", x, widest=widest, most=128)
-        delta = name if by_channels == name else f"{name}; gate per channel: {by_channels}"
-        linear = delta if x.dtype == torch.float32 else name
-    return {"full_attention": full, "linear_attention": linear, "delta_rule": delta, "short_convolution": "chunked"}
+    return {"full_attention": full, "linear_attention": name, "delta_rule": name, "short_convolution": "chunked"}
 
 
 def versions(x: Tensor) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import LARGEST, choose, compute_dtype, expect, offsets
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, offsets
 
 # (*inputs, state) -> (o, state): every input [B, T, HV, ...] in the compute dtype, q already scaled
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -34,10 +34,7 @@ def run(
     assert q is not None and k is not None and v is not None  # noqa: PT018
     B, T, _, K = q.shape
     scale = K**-0.5 if scale is None else scale
-    # under a gate per channel a delta rule keeps three tiles of a chunk in shared memory, the others two; so does fp32
-    large = beta is not None or not q.dtype == k.dtype == v.dtype or q.dtype == torch.float32
-    most = 128 if large and g is not None and g.dim() == 4 else LARGEST
-    name = choose(impl, *inputs, initial_state, widest=max(K, v.shape[3]), most=most)
+    name = choose(impl, *inputs, initial_state, widest=max(K, v.shape[3]))
     if name == "triton":
         from evalsuite_kernels.fused import recurrence
 

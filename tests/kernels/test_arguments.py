@@ -92,7 +92,7 @@ def test_the_record_says_what_auto_takes(monkeypatch):
     }
     assert record.implementations(OnGpu(), 48)["full_attention"] == "chunked; window: triton"
     assert record.implementations(OnGpu(), 128)["full_attention"] == "chunked; cached: triton"
-    assert record.implementations(OnGpu(), 129)["delta_rule"] == "triton; gate per channel: chunked"
+    assert record.implementations(OnGpu(), 256)["delta_rule"] == "triton"
     monkeypatch.setattr(dispatch, "hopper", lambda device: False)
     assert record.implementations(OnGpu(), 64)["full_attention"] == "chunked"
 

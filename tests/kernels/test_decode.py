@@ -208,6 +208,58 @@ def test_a_sequence_keeps_its_bits_in_any_batch(gate, fused):
         assert torch.equal(own[0], S[b])
 
 
+@pytest.mark.parametrize(
+    ("gate", "H", "D"), [("vector", 2, 128), ("scalar", 2, 128), ("vector", 1, 64), ("scalar", 1, 20)]
+)
+def test_all_of_a_layer_in_a_pool_alone_and_in_a_batch(gate, H, D):
+    x, r = make(gate, T=1, B=3, H=H, HV=2, K=D, V=D), torch.Generator().manual_seed(3)
+    pool, slots = state(5, 2, D, D), torch.tensor([4, -1, 1], device=DEVICE)
+    tails, taps, opening, weight, A_log, dt_bias = (
+        torch.randn(n, generator=r).to(DEVICE)
+        for n in (
+            (5, (2 * H + 2) * D, 3),
+            ((2 * H + 2) * D, 4),
+            (3, 2, D),
+            (D,),
+            (2,),
+            (2 * D if gate == "vector" else 2,),
+        )
+    )
+    q, k, v, g, beta = at(x, 0)
+    options = {"taps": taps, "silu": True, "l2norm": True, "A_log": A_log, "dt_bias": dt_bias, "norm_weight": weight}
+    options |= {"beta_sigmoid": True, "conv_state": tails.clone(), "gate": opening, "state_indices": slots}
+    S = pool.clone()
+    together = decode.decode_step(q, k, v, g, beta, S, **options)
+
+    real = torch.tensor([0, 2], device=DEVICE)
+    flat = torch.cat([y[real].flatten(1) for y in (q, k, v)], 1).double()
+    flat, want_tail = convolved(flat, tails[slots[real]].double(), taps.double(), False)
+    flat = F.silu(flat)
+    mixed = [part.unflatten(1, (-1, D)) for part in flat.split([H * D, H * D, 2 * D], 1)]
+    raw = g[real].double() + dt_bias.double().view(g.shape[1:])
+    rate = A_log.double().exp()
+    active = -(rate[:, None] if gate == "vector" else rate) * torch.log1p(raw.exp())
+    unit = [F.normalize(y, dim=-1) for y in mixed[:2]]
+    want, want_S = recur(pool[slots[real]].double(), *unit, mixed[2], active, beta[real].double().sigmoid())
+    want = F.rms_norm(want, (D,), weight.double(), 1e-6) * opening[real].double().sigmoid()
+    assert_close(together[real], want)
+    assert not together[1].any()
+    assert_close(S[slots[real]], want_S)
+    assert torch.equal(options["conv_state"][slots[real]].double(), want_tail)
+    for untouched in (0, 2, 3):
+        assert torch.equal(S[untouched], pool[untouched])
+        assert torch.equal(options["conv_state"][untouched], tails[untouched])
+
+    for b, slot in ((0, 4), (2, 1)):
+        own, tail = pool[slot : slot + 1].clone(), tails[slot : slot + 1].clone()
+        alone = options | {"conv_state": tail, "gate": opening[b : b + 1], "state_indices": None}
+        assert torch.equal(
+            decode.decode_step(*(y[b : b + 1] for y in (q, k, v, g, beta)), own, **alone)[0], together[b]
+        )
+        assert torch.equal(own[0], S[slot])
+        assert torch.equal(tail[0], options["conv_state"][slot])
+
+
 def test_slices_of_a_wider_projection():
     x, S = make("vector", T=1), state()
     want, _ = recur(S.double(), *at(x, 0))

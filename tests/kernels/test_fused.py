@@ -83,6 +83,27 @@ def test_identical_keys(gate, strength):
     assert_close([t.double() for t in got], want, 3e-5 if strength == 2 else 2e-6)
 
 
+@pytest.mark.parametrize("gate", ["none", "scalar", "vector"])
+def test_keys_that_resemble_each_other_in_half_precision(gate):
+    """What tokens write then changes its sign from one to the next: rounded, its sums would lose three bits."""
+    x = small(130, gate, regime="long")
+    alike = torch.randn(1, 1, 1, 16) + 0.01 * torch.randn(1, 130, 1, 16)
+    x["k"] = (alike / alike.norm(dim=-1, keepdim=True)).to(DEVICE)
+    x["beta"] /= 2
+    x = {n: None if t is None else t.half() for n, t in x.items()}
+    agree(delta_rule, x, begin(), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("operator", "gate"), [*product([delta_rule], ["none", "scalar", "vector"]), (linear_attention, "vector")]
+)
+def test_heads_too_wide_for_shared_memory(operator, gate, monkeypatch):
+    """Their states stay in memory: there are two blocks of channels, and two of columns."""
+    monkeypatch.setattr(fused, "WIDEST", 16)
+    monkeypatch.setitem(fused.SETTINGS, "wide", {"BK": 16, "BV": 16, "num_warps": 2, "num_stages": 1})
+    agree(operator, small(70, gate, K=32, V=32), begin(K=32, V=32))
+
+
 @pytest.mark.parametrize(("operator", "gate"), EVERY)
 def test_odd_sizes(operator, gate):
     agree(operator, small(20, gate, K=20, V=24), begin(K=20, V=24))
@@ -195,6 +216,16 @@ def test_it_compiles_without_a_break(operator):
     assert all(map(torch.equal, *results))
     gradients = [torch.autograd.grad(o.sin().sum() + S.cos().sum(), leaves) for o, S in results]
     assert all(map(torch.equal, *gradients))
+
+
+def test_groups_of_chunks_fill_the_gpu():
+    plan = fused._plan([0, 0, 1024, 3073, 3075], 1, torch.device("cpu"))
+    assert plan.firsts.tolist() == [0, 0, 16, 49, 50]
+    assert plan.size == 9
+    assert plan.begins.tolist() == [0, 0, 9, 16, 25, 34, 43, 49, 50]
+    assert plan.owners.tolist() == [0, 1, 1, 2, 2, 2, 2, 3]
+    assert len(fused._even_plan(1, 8192, 64, torch.device("cpu")).owners) == 4  # of 64 programs each
+    assert len(fused._even_plan(8, 8192, 64, torch.device("cpu")).owners) == 8
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 
 from evalsuite_kernels import delta_rule
+from evalsuite_kernels.sweep import exact
 from evalsuite_kernels.sweep.common import OPERATORS, call, inputs
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -44,9 +46,10 @@ driver.set_active(NoDriver())
 fused.hopper = lambda device: True
 launches.Launches.run = compile_all
 gate, delta, K, dtype = sys.argv[1], sys.argv[2] == "delta", int(sys.argv[3]), getattr(torch, sys.argv[4])
-q, k, v = (torch.zeros(1, 130, 2, K, dtype=dtype) for _ in range(3))
-shape = {"none": None, "head": (2,), "scalar": (1, 130, 2), "vector": (1, 130, 2, K)}[gate]
-g, beta = None if shape is None else torch.zeros(shape), torch.zeros(1, 130, 2) if delta else None
+T = 1024
+q, k, v = (torch.zeros(1, T, 2, K, dtype=dtype) for _ in range(3))
+shape = {"none": None, "head": (2,), "scalar": (1, T, 2), "vector": (1, T, 2, K)}[gate]
+g, beta = None if shape is None else torch.zeros(shape), torch.zeros(1, T, 2) if delta else None
 S = torch.zeros(1, 2, K, K)
 fused._Run(q, k, v, g, beta, S, None, 0.1, keep=False).forward()
 fused._Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_like(v), S)
@@ -54,9 +57,10 @@ fused._Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_like(
 
 
 @pytest.mark.parametrize(("gate", "family", "K", "dtype", "kernels"), [
-    ("vector", "delta", 128, "bfloat16", 10), ("scalar", "delta", 128, "bfloat16", 10),
-    ("head", "linear", 128, "bfloat16", 7), ("vector", "linear", 64, "bfloat16", 8),
-    ("vector", "delta", 64, "float16", 10),
+    ("vector", "delta", 128, "bfloat16", 13), ("scalar", "delta", 128, "bfloat16", 11),
+    ("head", "linear", 128, "bfloat16", 8), ("vector", "linear", 64, "bfloat16", 9),
+    ("vector", "delta", 64, "float16", 13), ("vector", "delta", 256, "bfloat16", 13),
+    ("vector", "linear", 256, "float32", 9),
 ])  # fmt: skip
 def test_every_launch_compiles(gate, family, K, dtype, kernels, tmp_path):
     """For Hopper without one, as it is called, within its shared memory; apart from all interpreted kernels."""
@@ -108,6 +112,43 @@ def test_decays_beyond_what_keys_may_decay_up(op, gate):
     got, want = both(op, x, begin(x, 1))
     for a, b in zip(got, want, strict=True):
         assert (a - b).norm() <= 5e-3 * b.norm()
+
+
+@on_hopper
+@pytest.mark.parametrize("op", ["deltanet", "gdn", "kda", "lightning"])
+@pytest.mark.parametrize("case", [
+    exact.Case(1000, regime="collinear", state=True), exact.Case(1000, regime="softplus", state=True),
+    exact.Case(130, K=256, V=256, H=1, state=True), exact.Case(130, K=64, HV=4), exact.Case(65, state=True),
+    exact.Case(300, regime="storm"),
+], ids=lambda case: case.name)  # fmt: skip
+@pytest.mark.parametrize("dtype", exact.LIMITS, ids=exact.name_of)
+def test_gradients(op, case, dtype):
+    """Where keys resemble each other sums cancel; one gate for all tokens has one gradient, in which all cancels."""
+    torch.manual_seed(0)
+    row = exact.judged(op, case, dtype, "triton", "cuda")
+    assert row["passed"], row["errors"]
+
+
+@on_hopper
+@pytest.mark.parametrize("op", ["linear", "lightning", "mamba2"])
+@pytest.mark.parametrize(("K", "V", "HV"), [(128, 128, 2), (64, 128, 4), (128, 256, 2), (64, 64, 2)])
+def test_groups_of_chunks_of_linear_attention(op, K, V, HV):
+    """By definition, and bit for bit wherever a sequence is split and whatever lies beside it."""
+    T = 1024
+    bounds = [0, 0, 2 * T, 2 * T + 3, 4 * T + 70, 4 * T + 70]
+    x = inputs(op, 1, bounds[-1], 2, K, HV=HV, V=V)
+    state = begin(x, len(bounds) - 1)
+    got, want = both(op, x, state, cu_seqlens=torch.tensor(bounds, device="cuda"))
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() <= 5e-3 * b.norm()
+    for n, (a, b) in enumerate(pairwise(bounds)):
+        S, o = state[n : n + 1], []
+        for start, end in pairwise(sorted({a, *(min(a + t, b) for t in (64, T, T + 128, 2 * T)), b})):
+            part = {name: t if t is None or t.dim() == 1 else t[:, start:end] for name, t in x.items()}
+            y, S = call(op, part, "triton", initial_state=S, output_final_state=True)
+            o.append(y)
+        assert torch.equal(S[0], got[1][n])
+        assert not o or torch.equal(torch.cat(o, 1), got[0][:, a:b])
 
 
 @on_hopper

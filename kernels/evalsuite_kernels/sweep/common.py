@@ -32,6 +32,7 @@ OPERATORS = {
     "gdn": ("delta", "scalar"),
     "kda": ("delta", "vector"),
 }
+MODULE = "evalsuite_kernels.sweep"
 Row = dict[str, Any]
 Inputs = dict[str, Tensor | None]
 
@@ -289,6 +290,7 @@ def environment() -> Row:
         "fla": version("flash-linear-attention"),
         "fla-core": version("fla-core"),
         "evalsuite": version("evalsuite"),
-        "triton_settings": {name: value for name, value in os.environ.items() if name.startswith("TRITON_")},
-        "command": ["python", "-m", "evalsuite_kernels.sweep", *sys.argv[1:]],
+        # no machine's own folders
+        "triton_settings": {n: x for n, x in os.environ.items() if n.startswith("TRITON_") and not n.endswith("_DIR")},
+        "command": [Path(x).name if Path(x).is_absolute() else x for x in ("python", "-m", MODULE, *sys.argv[1:])],
     }
