@@ -9,6 +9,8 @@ import triton.language as tl
 
 from evalsuite_kernels.chunk_tiles import COUNTS, LOG2E, C, dot, load_gates, load_rows, store_tile
 
+MANY = tl.constexpr(4)  # chunks in a program of `channel_rest`
+
 
 @triton.jit(do_not_specialize=COUNTS)
 def channel_gates(
@@ -109,23 +111,29 @@ def channel_rest(
     scale, chunks, H, HV, K,
     KP: tl.constexpr, BK: tl.constexpr, DELTA: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The same inside blocks of 16, and the diagonal, for the rows that `slow` names; a level in each program."""
-    c, h, level = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """The same inside blocks of 16, and the diagonal, for the rows that `slow` names: hardly any, most programs end at
+    once; MANY chunks in each."""
+    first, h = tl.program_id(0) * MANY, tl.program_id(1)
     head = h // (HV // H)
-    i = tl.arange(0, C)
-    block = (h * chunks + c).to(tl.int64)
-    these = tl.load(slow + block * C + i) != 0
-    if tl.max(these.to(tl.int32), 0) == 0:
+    flags = slow + (h * chunks + first).to(tl.int64) * C
+    n = tl.arange(0, MANY * C)
+    if tl.max(tl.load(flags + n, mask=first * C + n < chunks * C, other=0).to(tl.int32), 0) == 0:
         return
-    start, stop = tl.load(starts + c), tl.load(stops + c)
-    if level == 0:
-        valid = start + i < stop
-        eye = tl.zeros([C], tl.float32)
-        for kb in range(0, KP, BK):
-            d = kb + tl.arange(0, BK)
-            x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32)
-            eye += tl.sum(x * load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32), 1)
-        tl.store(P + block * C * C + i * C + i, (eye * scale).to(P.dtype.element_ty), mask=these)
-    _level(
-        q, k, G, slow, level, start, stop, P, B, scale, block, head, H, K, KP, BK, DELTA, True, DOT, PRECISION
-    )  # fmt: skip
+    i = tl.arange(0, C)
+    for c in range(first, tl.minimum(first + MANY, chunks)):
+        block = (h * chunks + c).to(tl.int64)
+        these = tl.load(slow + block * C + i) != 0
+        if tl.max(these.to(tl.int32), 0) > 0:
+            start, stop = tl.load(starts + c), tl.load(stops + c)
+            valid = start + i < stop
+            eye = tl.zeros([C], tl.float32)
+            for kb in range(0, KP, BK):
+                d = kb + tl.arange(0, BK)
+                x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32)
+                eye += tl.sum(x * load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32), 1)
+            tl.store(P + block * C * C + i * C + i, (eye * scale).to(P.dtype.element_ty), mask=these)
+            for level in range(4):
+                _level(
+                    q, k, G, slow, level, start, stop, P, B, scale, block, head, H, K,
+                    KP, BK, DELTA, True, DOT, PRECISION,
+                )  # fmt: skip

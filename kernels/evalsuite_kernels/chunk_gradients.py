@@ -231,7 +231,9 @@ def head_back(
         store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
         store_rows(d_k, start, i, valid, HV, h, d, K, dk)
     if GATE == 1:
+        SUM: tl.constexpr = d_g.dtype.element_ty if d_g.dtype.element_ty == tl.float64 else tl.float32
         whole *= tl.exp2(tl.load(G + block * C + C - 1).to(tl.float32))
+        since_, until_ = since_.to(SUM), until_.to(SUM)
         dg = tl.cumsum(since_, 0, reverse=True) + tl.cumsum(until_, 0) - until_ + whole
         early = tl.where(i[:, None] < i[None, :], 1.0, 0.0)  # keys before a gate
         before = dot(between, early, tl.float32, PRECISION)

@@ -259,7 +259,7 @@ class _Run:
                 int(self.keep), K=self.K, DELTA=shared["DELTA"], TERMS=1 if whole else 3, num_warps=4,
             )  # fmt: skip
             self.launches.add(
-                channels.channel_rest, (self.chunks, self.HV, 4),
+                channels.channel_rest, (triton.cdiv(self.chunks, channels.MANY.value), self.HV),
                 self.q, self.k, self.G, slow, starts, stops, self.P, self.B, *sizes, **shared,
                 **self._settings("channel_rest"),
             )  # fmt: skip
@@ -423,7 +423,8 @@ class _Run:
         d_q, d_k = (self.q.new_empty(B, T, self.HV, self.K, dtype=kind) for _ in range(2))
         if self.g is not None:
             tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)
-            d_g = self.q.new_empty(tokens, dtype=torch.float32 if self.g.dim() == 1 else self.g.dtype)
+            kind = torch.float64 if self.g.dim() == 1 else self.g.dtype  # one number for all tokens: sums that cancel
+            d_g = self.q.new_empty(tokens, dtype=kind)
         self._inside_back(d_o, d_v, states, d_states, R if delta else self.v, d_P, d_B, d_q, d_k, d_g)
         self.run()
         if group > 1:

@@ -5,6 +5,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from evalsuite_kernels import chunk_channels as channels
 from evalsuite_kernels import delta_rule, fused, linear_attention
 from recurrence_cases import GATES, OPERATORS, assert_close, call, make, state, with_gradients
 
@@ -216,6 +217,29 @@ def test_it_compiles_without_a_break(operator):
     assert all(map(torch.equal, *results))
     gradients = [torch.autograd.grad(o.sin().sum() + S.cos().sum(), leaves) for o, S in results]
     assert all(map(torch.equal, *gradients))
+
+
+def test_rows_that_decay_too_far_are_made_by_levels():
+    """`channel_rest` writes what `channel_levels` and `channel_gates` do, for the named rows alone."""
+    x = small(700, "vector", H=2, HV=2)
+    run = fused._Run(*(x[n] for n in ("q", "k", "v", "g", "beta")), begin(1, 2), None, 0.3, keep=False)
+    made = [each for each in run.launches.waiting if each[0] in {channels.channel_gates, channels.channel_levels}]
+    for kernel, grid, args, options in made:
+        kernel[grid](*args, **options)
+    P, B = made[1][2][5:7]
+    slow = (torch.rand(2, run.chunks, 64, device=DEVICE) < 0.02).to(torch.int8)
+    slow[:, 3:8] = 0  # a whole program ends at once
+    p, b = torch.full_like(P, torch.nan), torch.full_like(B, torch.nan)
+    shared = {name: value for name, value in run.shared.items() if name != "GATE"}
+    channels.channel_rest[(-(-run.chunks // channels.MANY.value), 2)](
+        run.q, run.k, run.G, slow, *run.plan[:2], p, b, 0.3, run.chunks, 2, 2, 16, **shared, BK=16, num_warps=2
+    )
+    i = torch.arange(64, device=DEVICE)
+    inside = slow.bool()[..., None] & (i[:, None] >> 4 == i >> 4)
+    for got, want, those in [(p, P, i[:, None] >= i), (b, B, i[:, None] > i)]:
+        assert (inside & those).any()
+        assert torch.allclose(got[inside & those], want[inside & those], atol=1e-6)
+        assert got[~(inside & those)].isnan().all()
 
 
 def test_groups_of_chunks_fill_the_gpu():
