@@ -181,7 +181,7 @@ class _Run:
         self._prepare()
 
     def run(self) -> None:
-        self.launches.run((*self.shared.values(), self.VP, self.keep, self.blocks, self.wide, self.q.device))
+        self.launches.run((*self.shared.values(), self.VP, self.keep, self.blocks, self.wide), self.q.device)
 
     def padded(self, S: Tensor) -> Tensor:
         """A state [N, HV, K, V] for the kernels: [N, HV, KP, VP]."""
@@ -256,7 +256,7 @@ class _Run:
                 hopper_part("channels").channel_blocks, grid,
                 self.q, self.k, self.g, _parts(self.q.device), starts, stops,
                 self.G, self.D, self.P, self.B, *made, slow, self.scale, self.chunks, self.H, self.HV,
-                int(self.keep), K=self.K, DELTA=shared["DELTA"], TERMS=1 if whole else 3, num_warps=4,
+                int(not self.wide), K=self.K, DELTA=shared["DELTA"], TERMS=1 if whole else 3, num_warps=4,
             )  # fmt: skip
             self.launches.add(
                 channels.channel_rest, (triton.cdiv(self.chunks, channels.MANY.value), self.HV),
@@ -394,6 +394,8 @@ class _Run:
         """The gradients of q, k, v, g, beta and the initial state."""
         _, _, (states, X) = self.forward()
         d_o, d_S = d_o.contiguous(), self.padded(d_S.float())
+        if d_o.data_ptr() % 16:  # tiles are copied by whole 16 bytes
+            d_o = d_o.clone()
         delta, starts, stops = self.beta is not None, *self.plan[:2]
         d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
         d_states = self.buffer(self.KP, self.VP, dtype=self.state_type)
@@ -419,7 +421,7 @@ class _Run:
         )  # fmt: skip
         B, T = self.q.shape[:2]
         group = self.HV // self.H
-        kind = self.q.dtype if group == 1 else torch.float32
+        kind = self.q.dtype if group == 1 and self.q.dtype == self.k.dtype else torch.float32
         d_q, d_k = (self.q.new_empty(B, T, self.HV, self.K, dtype=kind) for _ in range(2))
         if self.g is not None:
             tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)

@@ -1,8 +1,10 @@
 """Kernels that are launched one after another, and compiled all at a time when they are new: each takes seconds."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import triton
 
 from evalsuite_kernels.arguments import INTERPRETED
@@ -10,10 +12,16 @@ from evalsuite_kernels.arguments import INTERPRETED
 COMPILED: set[tuple[Any, ...]] = set()  # kinds of calls
 
 
-def _load(kernel: Any) -> None:
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton loads and launches on the current GPU, which every thread has its own of."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _load(kernel: Any, device: torch.device) -> None:
     """Wait until a kernel is compiled, and make what launches it: Triton 3.6 asks a C compiler for that."""
-    if kernel is not None:  # hooks may forbid compiling
-        getattr(kernel, "result", lambda: kernel)()[(1,)]
+    with _on(device):
+        if kernel is not None:  # hooks may forbid compiling
+            getattr(kernel, "result", lambda: kernel)()[(1,)]
 
 
 class Launches:
@@ -25,18 +33,19 @@ class Launches:
     def add(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         self.waiting.append((kernel, grid, args, options))
 
-    def run(self, kind: tuple[Any, ...]) -> None:
+    def run(self, kind: tuple[Any, ...], device: torch.device) -> None:
         """Launch what is waiting. Calls of one kind need the same kernels; a kernel that is missing all the same is
         compiled when it is launched."""
-        if not INTERPRETED and kind not in COMPILED and hasattr(triton, "AsyncCompileMode"):
-            with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
-                ready = [
-                    pool.submit(_load, kernel.warmup(*args, grid=grid, **options))
-                    for kernel, grid, args, options in self.waiting
-                ]
-            for one in ready:
-                one.result()
-            COMPILED.add(kind)
-        for kernel, grid, args, options in self.waiting:
-            kernel[grid](*args, **options)
+        with _on(device):
+            if not INTERPRETED and (kind, device) not in COMPILED and hasattr(triton, "AsyncCompileMode"):
+                with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+                    ready = [
+                        pool.submit(_load, kernel.warmup(*args, grid=grid, **options), device)
+                        for kernel, grid, args, options in self.waiting
+                    ]
+                for one in ready:
+                    one.result()
+                COMPILED.add((kind, device))
+            for kernel, grid, args, options in self.waiting:
+                kernel[grid](*args, **options)
         self.waiting.clear()

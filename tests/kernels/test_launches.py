@@ -1,10 +1,14 @@
 """Launches wait, go in order, and compile once a kind of call."""
 
 import contextlib
+import threading
 
 import pytest
+import torch
 
 from evalsuite_kernels import launches
+
+CPU = torch.device("cpu")
 
 
 class Kernel:
@@ -47,7 +51,7 @@ def call(log, kind):
     for name in "ab":
         queue.add(Kernel(name, log), (2, 3), 5, num_warps=4)
     assert not log or log[-1][0] == "launch"  # nothing happens before `run`
-    queue.run(kind)
+    queue.run(kind, CPU)
     return queue
 
 
@@ -99,5 +103,23 @@ def test_a_kernel_that_cannot_be_loaded_says_so_before_anything_runs(compiled, m
 def test_what_has_run_is_not_run_again(compiled):
     log = []
     queue = call(log, ("kda",))
-    queue.run(("kda",))
+    queue.run(("kda",), CPU)
     assert len(log) == 6
+
+
+def test_every_thread_loads_and_launches_on_the_gpu_of_the_call(compiled, monkeypatch):
+    seen, here = [], threading.local()
+
+    @contextlib.contextmanager
+    def on(device):
+        here.device = device
+        yield
+        del here.device
+
+    monkeypatch.setattr(launches, "_on", on)
+    monkeypatch.setattr(Kernel, "__getitem__", lambda self, grid: lambda *a, **o: seen.append(here.device))
+    monkeypatch.setattr(Compiled, "__getitem__", lambda self, grid: seen.append(here.device))
+    queue = launches.Launches()
+    queue.add(Kernel("a", []), (1,))
+    queue.run(("kda",), torch.device("cuda", 3))
+    assert seen == [torch.device("cuda", 3)] * 2

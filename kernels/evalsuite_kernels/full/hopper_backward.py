@@ -374,5 +374,5 @@ def backward(
         sides, turns, turns[count:], scale * LOG2E, scale, HQ, HQ // H, blocks, tiles, num_warps=8,
     )  # fmt: skip
     launches.add(_finish, (count,), total, dq, scale, T, HQ, tiles, D=d, ROWS=rows, num_warps=4)
-    launches.run(("full backward", q.dtype, HQ == H, q.device))
+    launches.run(("full backward", q.dtype, HQ == H), q.device)
     return dq, dk, dv

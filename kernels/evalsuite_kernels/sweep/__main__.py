@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -87,19 +88,21 @@ def gather(report: Report, section: str, jobs: int, arguments: list[str]) -> Non
 
     def run(part: str) -> Row:
         with tempfile.TemporaryDirectory() as out:
-            own = ["--only", section, "--jobs", "1", "--match", part, "--out", out]
+            both = f"^(?={re.escape(part)})(?=.*(?:{report.match.pattern}))"
+            own = ["--only", section, "--jobs", "1", "--match", both, "--out", out]
             command = [sys.executable, "-m", "evalsuite_kernels.sweep", *arguments, *own]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             path = Path(out) / f"{section}.json"
-            content: Row = json.loads(path.read_text()) if path.exists() else {"left_out_for_time": 0, "rows": []}
-        if ran.returncode not in {0, 1} or not any(content.values()):  # 1: something did not pass
+            made = path.exists()
+            content: Row = json.loads(path.read_text()) if made else {"left_out_for_time": 0, "rows": []}
+        if ran.returncode not in {0, 1} or not made:  # 1: something did not pass
             last = ran.stderr.strip().splitlines()[-1:] or [""]
             content["rows"].append({"name": part, "error": f"exit status {ran.returncode}: {last[0][:300]}"})
         return content
 
     with ThreadPoolExecutor(jobs) as pool:
-        for content in pool.map(run, [part for part in parts if report.wants(part)] or parts):
-            report.rows += [row for row in content["rows"] if "error" in row or report.wants(row["name"])]
+        for content in pool.map(run, parts):
+            report.rows += content["rows"]
             report.left_out += content["left_out_for_time"]
             report.write()
     report.close()

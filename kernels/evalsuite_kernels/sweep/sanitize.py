@@ -15,7 +15,8 @@ AT_A_TIME = 8  # each is slow for its processor, not for the GPU
 # gates of -200 as well, a chunk and a part of one, value heads that share keys; then one token alone
 RECURRENT = """
 from evalsuite_kernels.sweep.common import call, inputs
-x = inputs(op, 1, 130, 1, 128, HV=2, regime="storm" if op in ("kda", "gla", "gdn", "mamba2") else "mixed")
+T = 1030 if op in ("linear", "lightning", "mamba2") else 130  # two groups of chunks
+x = inputs(op, 1, T, 1, 128, HV=2, regime="storm" if op in ("kda", "gla", "gdn", "mamba2") else "mixed")
 leaves = {n: t.detach().requires_grad_() for n, t in x.items() if t is not None and t.dim() > 1}
 with torch.no_grad():
     call(op, x, "triton")

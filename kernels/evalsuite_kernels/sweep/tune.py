@@ -83,7 +83,7 @@ def check(family: str, key: Any, candidate: Any, device: str = "cuda") -> Row:
         # sinks change nothing of the work, and keep plain calls from the kernels made for Hopper
         return check_attention("cached" if op == "decode" else "sinks", size, D, device)
     op, dtype, _ = USES[at]
-    case = Case(300, B=2, H=2, HV=4, regime="softplus", state=True)
+    case = Case(300, B=2, H=2, HV=4, K=256 if at == "wide" else 128, regime="softplus", state=True)
     row = judged(op, case, getattr(torch, dtype), "triton", device)
     return {name: row[name] for name in ("errors", "limit", "passed")}
 
@@ -102,7 +102,7 @@ def work(family: str, key: Any) -> tuple[Callable[[], Any], bool]:
         half = getattr(torch, dtype)
         # a gate of fp16 would lose what the operator keeps in fp32
         gate = torch.float32 if half == torch.float16 else half
-        x = inputs(name, 1, 8192, 32, 128, regime="softplus", dtype=half, gate_dtype=gate)
+        x = inputs(name, 1, 8192, 32, 256 if key == "wide" else 128, regime="softplus", dtype=half, gate_dtype=gate)
         leaves = {n: t for n, t in x.items() if t is not None}
         run = partial(recurrent, name, x)
 
