@@ -1,4 +1,4 @@
-"""Triton kernels of both recurrences by chunks of 64 tokens, forward and backward; `fused.py` launches them.
+"""Triton kernels of both recurrences by chunks of 64 tokens, forward and backward; `chunk_run.py` launches them.
 
 With S the state before a chunk, G the running sums of its gates, D = exp(G_C), and the gates folded into
 (a gate per head stays outside the products, so that q and k enter them unrounded)

@@ -2,6 +2,7 @@
 and tensors of heads as TMA reads them."""
 
 from torch import Tensor
+from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -25,3 +26,18 @@ def describe(x: Tensor, rows: int) -> TensorDescriptor:
     sb, st, sh, _ = x.stride()
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return TensorDescriptor(x, [B, H, T, D], [sb, sh, st, 1], [1, 1, rows, D], layout)
+
+
+def tiles(x: Tensor, width: int) -> TensorDescriptor:
+    """x [..., columns] in 16 bits, to be read by tiles [64, width]."""
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [64, width], gl.NVMMASharedLayout(128, 16, 2))
+
+
+@gluon.jit
+def clear(tile, count):
+    """Zeros in the rows of a tile [64, width] in 16 bits from `count` on: they are another sequence's."""
+    width: gl.constexpr = tile.shape[1]
+    L: gl.constexpr = gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
+    i = gl.arange(0, 64, gl.SliceLayout(1, L))
+    x = tile.load(L)
+    tile.store(gl.where((i < count)[:, None], x, gl.zeros_like(x)))

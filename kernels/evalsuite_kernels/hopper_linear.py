@@ -21,16 +21,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from evalsuite_kernels.chunk_tiles import LOG2E
-from evalsuite_kernels.gluon import bring, meet
+from evalsuite_kernels.gluon import bring, clear, meet
 
 C = gl.constexpr(64)
 BLOCK = gl.constexpr(64)  # columns of the state in a program
 GATES = gl.constexpr(4 * 64)  # numbers of a chunk's gates
-
-
-def describe(x: Tensor, width: int) -> TensorDescriptor:
-    """x [B, T, heads, D] in bf16, to be read by tiles [C, width] of one head's columns."""
-    return TensorDescriptor.from_tensor(x.view(-1, x.shape[2] * x.shape[3]), [64, width], gl.NVMMASharedLayout(128, 16))
 
 
 def describe_gates(G: Tensor | None) -> TensorDescriptor | None:
@@ -80,16 +75,6 @@ def _step(S, whole, U, GATE: gl.constexpr):
     else:
         S += U
     return S
-
-
-@gluon.jit
-def _clear(tile, count):
-    """Zeros in the rows of a tile [C, width] from `count` on: they are another sequence's."""
-    width: gl.constexpr = tile.shape[1]
-    L: gl.constexpr = gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
-    i = gl.arange(0, C, gl.SliceLayout(1, L))
-    x = tile.load(L)
-    tile.store(gl.where((i < count)[:, None], x, gl.zeros_like(x)))
 
 
 @gluon.jit
@@ -247,8 +232,8 @@ def outputs(
         q_, k_, v_, gates = qs.index(slot), ks.index(slot), vs.index(slot), gs.index(slot)
         mbarrier.wait(full.index(slot), (c // STAGES) & 1)
         if start + C > stop:
-            _clear(k_, stop - start)
-            _clear(v_, stop - start)
+            clear(k_, stop - start)
+            clear(v_, stop - start)
             hopper.fence_async_shared()
             meet()
         P = hopper.warpgroup_mma(k_, q_.permute((1, 0)), none, use_acc=False, is_async=True)

@@ -5,31 +5,15 @@ them, nor do X^T and O^T [64, C] (the names are those of `chunk_kernels.py`), so
 threads; tiles of chunks to come arrive through TMA meanwhile.
 """
 
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from evalsuite_kernels.gluon import bring, meet
+from evalsuite_kernels.gluon import bring, clear, meet
 
 C = gl.constexpr(64)
 BLOCK = gl.constexpr(64)  # columns of the state in a program
-
-
-def describe(x: Tensor, width: int) -> TensorDescriptor:
-    """x [..., columns] in bf16, to be read by tiles [C, width]."""
-    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [64, width], gl.NVMMASharedLayout(128, 16, 2))
-
-
-@gluon.jit
-def _cut(tile, count, K: gl.constexpr):
-    """Zeros in the rows of a tile [C, K] from `count` on: they are another sequence's."""
-    L: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
-    i = gl.arange(0, C, gl.SliceLayout(1, L))
-    x = tile.load(L)
-    tile.store(gl.where((i < count)[:, None], x, gl.zeros_like(x)))
 
 
 @gluon.jit
@@ -115,9 +99,9 @@ def _consume(
             S = S * gl.exp2(last)
         mbarrier.wait(full.index(slot), ((c - first) // STAGES) & 1)
         if start + C > stop:
-            _cut(v_, stop - start, BLOCK)
+            clear(v_, stop - start)
             if DELTA and GATE < 2:
-                _cut(kd.index(slot), stop - start, K)
+                clear(kd.index(slot), stop - start)
             hopper.fence_async_shared()
             meet()
         if DELTA:

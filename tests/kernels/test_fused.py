@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evalsuite_kernels import chunk_channels as channels
-from evalsuite_kernels import delta_rule, fused, linear_attention
+from evalsuite_kernels import chunk_plan, chunk_run, delta_rule, fused, linear_attention
 from recurrence_cases import GATES, OPERATORS, assert_close, call, make, state, with_gradients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,8 +100,8 @@ def test_keys_that_resemble_each_other_in_half_precision(gate):
 )
 def test_heads_too_wide_for_shared_memory(operator, gate, monkeypatch):
     """Their states stay in memory: there are two blocks of channels, and two of columns."""
-    monkeypatch.setattr(fused, "WIDEST", 16)
-    monkeypatch.setitem(fused.SETTINGS, "wide", {"BK": 16, "BV": 16, "num_warps": 2, "num_stages": 1})
+    monkeypatch.setattr(chunk_run, "WIDEST", 16)
+    monkeypatch.setitem(chunk_run.SETTINGS, "wide", {"BK": 16, "BV": 16, "num_warps": 2, "num_stages": 1})
     agree(operator, small(70, gate, K=32, V=32), begin(K=32, V=32))
 
 
@@ -222,7 +222,7 @@ def test_it_compiles_without_a_break(operator):
 def test_rows_that_decay_too_far_are_made_by_levels():
     """`channel_rest` writes what `channel_levels` and `channel_gates` do, for the named rows alone."""
     x = small(700, "vector", H=2, HV=2)
-    run = fused._Run(*(x[n] for n in ("q", "k", "v", "g", "beta")), begin(1, 2), None, 0.3, keep=False)
+    run = chunk_run.Run(*(x[n] for n in ("q", "k", "v", "g", "beta")), begin(1, 2), None, 0.3, keep=False)
     made = [each for each in run.launches.waiting if each[0] in {channels.channel_gates, channels.channel_levels}]
     for kernel, grid, args, options in made:
         kernel[grid](*args, **options)
@@ -243,13 +243,13 @@ def test_rows_that_decay_too_far_are_made_by_levels():
 
 
 def test_groups_of_chunks_fill_the_gpu():
-    plan = fused._plan([0, 0, 1024, 3073, 3075], 1, torch.device("cpu"))
+    plan = chunk_plan.planned([0, 0, 1024, 3073, 3075], 1, torch.device("cpu"))
     assert plan.firsts.tolist() == [0, 0, 16, 49, 50]
     assert plan.size == 9
     assert plan.begins.tolist() == [0, 0, 9, 16, 25, 34, 43, 49, 50]
     assert plan.owners.tolist() == [0, 1, 1, 2, 2, 2, 2, 3]
-    assert len(fused._even_plan(1, 8192, 64, torch.device("cpu")).owners) == 4  # of 64 programs each
-    assert len(fused._even_plan(8, 8192, 64, torch.device("cpu")).owners) == 8
+    assert len(chunk_plan.even_plan(1, 8192, 64, torch.device("cpu")).owners) == 4  # of 64 programs each
+    assert len(chunk_plan.even_plan(8, 8192, 64, torch.device("cpu")).owners) == 8
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
 
-from evalsuite_kernels import fused, launches
+from evalsuite_kernels import chunk_run, launches
 
 
 class NoDriver(CudaDriver):
@@ -43,7 +43,7 @@ def compile_all(self, kind, device):
 
 
 driver.set_active(NoDriver())
-fused.hopper = lambda device: True
+chunk_run.hopper = lambda device: True
 launches.Launches.run = compile_all
 gate, delta, K, dtype = sys.argv[1], sys.argv[2] == "delta", int(sys.argv[3]), getattr(torch, sys.argv[4])
 T = 1024
@@ -51,8 +51,8 @@ q, k, v = (torch.zeros(1, T, 2, K, dtype=dtype) for _ in range(3))
 shape = {"none": None, "head": (2,), "scalar": (1, T, 2), "vector": (1, T, 2, K)}[gate]
 g, beta = None if shape is None else torch.zeros(shape), torch.zeros(1, T, 2) if delta else None
 S = torch.zeros(1, 2, K, K)
-fused._Run(q, k, v, g, beta, S, None, 0.1, keep=False).forward()
-fused._Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_like(v), S)
+chunk_run.Run(q, k, v, g, beta, S, None, 0.1, keep=False).forward()
+chunk_run.Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_like(v), S)
 """
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evalsuite_kernels import fused
+from evalsuite_kernels import chunk_run
 from evalsuite_kernels.full import triton as kernels
 from evalsuite_kernels.full.settings import SETTINGS
 from evalsuite_kernels.sweep import __main__ as command
@@ -96,13 +96,13 @@ def test_the_shapes_of_a_class():
 
 
 def test_candidates_are_settings_that_may_run():
-    assert set(tune.FUSED) == set(tune.USES) == set(fused.SETTINGS)
+    assert set(tune.FUSED) == set(tune.USES) == set(chunk_run.SETTINGS)
     for family, key, candidates in tune.entries():
         if family == "full":
             assert candidates[0] == SETTINGS[key]
             assert all(kernels.SPLIT % n == 0 and m >= 16 for m, n, _, _ in candidates)
             continue
-        assert candidates[0] == fused.SETTINGS[key]
+        assert candidates[0] == chunk_run.SETTINGS[key]
         for candidate in candidates[1:]:
             assert set(candidate) == set(candidates[0])
             assert candidate.get("STAGES", 2) >= 2

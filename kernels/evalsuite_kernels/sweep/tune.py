@@ -27,8 +27,8 @@ FULL: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {
     ("queries", 4): [(32, 32, 8, 1), (32, 16, 4, 1)],
     ("decode", 4): [(16, 64, 4, 2), (16, 32, 4, 3)],
 }
-# of fused.py. Neither one stage of a scan nor, where wgmma multiplies, four warps on less than 64 columns, but for what
-# fused.py itself has: Triton 3.6 miscompiles those (see there), which a check of results need not show.
+# of chunk_run.py. Neither one stage of a scan nor, where wgmma multiplies, four warps on less than 64 columns, but for
+# what chunk_run.py itself has: Triton 3.6 miscompiles those (see there), which a check of results need not show.
 FUSED: dict[str, list[dict[str, int]]] = {
     "channel_gates": [{"BK": 64, "num_warps": 4}, {"BK": 128, "num_warps": 8}],
     "channel_levels": [{"BK": 32, "num_warps": 2, "num_stages": 2}, {"BK": 64, "num_warps": 4, "num_stages": 2}],
@@ -58,7 +58,7 @@ USES = {
     "pairs_back": ("kda", "bfloat16", True),
     "inside_back": ("gdn", "bfloat16", True),
 }
-PLACES = {"full": "evalsuite_kernels.full.settings", "fused": "evalsuite_kernels.fused"}
+PLACES = {"full": "evalsuite_kernels.full.settings", "fused": "evalsuite_kernels.chunk_run"}
 LENGTH = {2: 4096, 4: 1024}  # of softmax attention's calls, by bytes of a number
 
 
