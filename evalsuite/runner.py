@@ -55,7 +55,7 @@ def run(
                 _ask(model, part, store, reporter)
         finally:
             reporter.end()
-        store.remember_missing(plan.missing)
+            store.remember(plan.missing, getattr(model, "ran", dict)())
         if plan.missing and not store.done:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.missing.items())
             raise UserError(f"no question could be made for {model.name}: {reasons}")

@@ -133,10 +133,13 @@ class Store:
         """Add one slice's tokens and seconds."""
         self._write(self._timings, dict(timing))
 
-    def remember_missing(self, missing: Mapping[str, str]) -> None:
-        """Add what turned out to be impossible while running to run.json."""
-        if not missing.keys() <= self.meta["missing"].keys():
-            self.meta = {**self.meta, "missing": {**self.meta["missing"], **missing}}
+    def remember(self, missing: Mapping[str, str], ran: Mapping[str, list[str]]) -> None:
+        """Add to run.json what turned out while running: what could not be asked, and what computed the answers."""
+        *before, last = self.meta["requests"]
+        requests = [*before, {**last, "ran": dict(ran)} if ran else last]
+        meta = {**self.meta, "missing": {**self.meta["missing"], **missing}, "requests": requests}
+        if meta != self.meta:
+            self.meta = meta
             write_json(self.folder / "run.json", self.meta)
 
     def finish(self, rows: list[Row], summary: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The runner believes no model: answers that are missing, doubled, strange or too long are counted or refused."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,18 @@ def test_slices_never_part_samples_of_one_text(monkeypatch: pytest.MonkeyPatch) 
     planned = [(item, Sample("", "echo", "", ())) for item in items]
     parts = [[item.index for item, _ in part] for part in runner._slices(planned)]
     assert parts == [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3], [4, 4, 4]]
+
+
+def test_the_record_names_what_really_computed(tmp_path: Path) -> None:
+    """Of every request; one that asks nothing names nothing."""
+
+    class Named(Fake):
+        def ran(self) -> Mapping[str, list[str]]:
+            return {"delta_rule": ["chunked"]} if self.asked else {}
+
+    go(Named(), tmp_path)
+    go(Named(), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    first, second = json.loads((folder / "run.json").read_text())["requests"]
+    assert first["ran"] == {"delta_rule": ["chunked"]}
+    assert "ran" not in second

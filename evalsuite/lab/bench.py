@@ -177,7 +177,9 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> Row:
         "rows": [],
     }
     for about, config, length in chosen:
-        row = {**about, **work(config, args, length)}
+        with record.listening() as ran:
+            row = {**about, **work(config, args, length)}
+        row["ran"] = {name: sorted(ran[name]) for name in sorted(ran)}
         report["rows"].append(row)
         _freed(args.device)
         say(line(row))

@@ -22,6 +22,7 @@ from evalsuite.models.loading import pick_device
 from evalsuite.models.presets import pattern_of
 from evalsuite.models.tokenizer import vocabulary
 from evalsuite.runner import revision
+from evalsuite_kernels import record
 
 MIXTURE = (
     ("multihop.graph", 0.50),
@@ -97,8 +98,9 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
         folder = plan.out / name.replace(" ", "")
         with locked(folder):
             trainer = Trainer(config, recipe, device, compiled=plan.compiled)
-            trainer.run(stream, data, folder, partial(_say, say, name))
-            publish(trainer, folder, _provenance(stream, recipe, trainer))
+            with record.listening() as ran:
+                trainer.run(stream, data, folder, partial(_say, say, name))
+            publish(trainer, folder, _provenance(stream, recipe, trainer, ran))
         done.append(folder)
     return done
 
@@ -139,7 +141,7 @@ def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:
     )
 
 
-def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
+def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer, ran: dict[str, set[str]]) -> dict[str, Any]:
     return {
         "wording": "terse",
         "command": shlex.join(["evalsuite", *sys.argv[1:]]),
@@ -149,6 +151,8 @@ def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, A
         "seconds": round(trainer.seconds),
         "device": trainer.device if trainer.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "versions": record.versions(next(trainer.model.parameters())),
+        "ran": {name: sorted(ran[name]) for name in sorted(ran)},
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "recipe": asdict(recipe),
         "stream": asdict(stream),

@@ -21,7 +21,8 @@ class Speed:
 class Model(Protocol):
     """Answers samples. A plugin in the entry-point group `evalsuite.models` is a callable `(args: str) -> Model`.
 
-    It may also have `versions()`, names and versions of what computes, which go into the run's record.
+    It may also have `versions()`, names and versions of what computes, and `ran()`, what computed each operator so far:
+    both go into the run's record.
     """
 
     name: str

@@ -164,13 +164,15 @@ class DecayGate(nn.Module):
         dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
+    def raw(self, x: Tensor) -> Tensor:
+        """x [B, T, hidden] -> Wx [B, T, heads] or [B, T, heads, channels], of which the operator makes the gate."""
+        y: Tensor = self.proj(x)
+        return y.unflatten(-1, (self.heads, self.channels)) if self.channels > 1 else y
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, T, hidden] -> log decay g and step dt, fp32, [B, T, heads] or [B, T, heads, channels]."""
-        dt = F.softplus(wide(self.proj(x)) + wide(self.dt_bias))
-        a = wide(self.A_log).exp()
-        if self.channels > 1:
-            dt, a = dt.unflatten(-1, (self.heads, self.channels)), a[:, None]
-        return -a * dt, dt
+        """x [B, T, hidden] -> log decay g and step dt, fp32, [B, T, heads]."""
+        dt = F.softplus(wide(self.raw(x)) + wide(self.dt_bias))
+        return -wide(self.A_log).exp() * dt, dt
 
 
 class LinearMixer(Recurrent):
@@ -220,10 +222,13 @@ class DeltaMixer(Recurrent):
         self, x: Tensor, state: Tensor | None, keep: bool, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = (F.silu(t) for t in self.qkv(x))
-        q, k = F.normalize(wide(q), dim=-1).to(v.dtype), F.normalize(wide(k), dim=-1).to(v.dtype)
-        beta = self.beta_max * torch.sigmoid(wide(self.beta(x)))
-        g = self.decay(x)[0] if self.decay is not None else None
-        return delta_rule(q, k, v, beta, g, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens)
+        g = A_log = dt_bias = None
+        if self.decay is not None:
+            g, A_log, dt_bias = self.decay.raw(x), self.decay.A_log, self.decay.dt_bias
+        return delta_rule(
+            q, k, v, self.beta(x), g, A_log=A_log, dt_bias=dt_bias, l2norm=True, beta_sigmoid=True,
+            beta_max=self.beta_max, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens,
+        )  # fmt: skip
 
 
 class ConvOnly(Mixer):

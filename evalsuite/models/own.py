@@ -40,6 +40,7 @@ class OwnModel:
         self.engine = Engine(model, tokenizer, limits, exact_head=model.dtype in (torch.bfloat16, torch.float16))
         self.speed = self.engine.speed  # tokens that really went through the model: a shared prefix counts once
         self._weights = weights
+        self._ran: dict[str, set[str]] = {}
 
     def identity(self) -> Mapping[str, Any]:
         """Hashes of weights, tokenizer and configuration, and what computes with them."""
@@ -63,6 +64,10 @@ class OwnModel:
         """What a GPU's kernels were made with and run on; nothing of the model, and so not compared on a resume."""
         return record.versions(next(self.model.parameters())) or {}
 
+    def ran(self) -> Mapping[str, list[str]]:
+        """Operator -> implementations that answered so far."""
+        return {name: sorted(self._ran[name]) for name in sorted(self._ran)}
+
     def encode(self, text: str) -> list[int]:
         """Tokens with `<s>` first. Text that looks like a special token stays text."""
         return self.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
@@ -78,6 +83,14 @@ class OwnModel:
 
     def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         """One completion for every sample: first those that cannot be asked, then batch by batch."""
+        with record.listening() as heard:
+            try:
+                yield from self._answer(samples)
+            finally:
+                for name, impls in heard.items():
+                    self._ran.setdefault(name, set()).update(impls)
+
+    def _answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         jobs: list[tuple[Sample, Job]] = []
         asks: list[tuple[Sample, Ask, int]] = []
         for sample in samples:

@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +19,41 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 GLUON = INSTALLED and tuple(map(int, version("triton").split(".")[:2])) >= (3, 6)  # with what Hopper's kernels need
 # Triton's kernels then run on a CPU, slowly; Triton reads the variable when it is imported, as this does
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "on", "true"}
+
+
+_LISTENING: list[dict[str, set[str]]] = []
+
+
+@contextmanager
+def listening() -> Iterator[dict[str, set[str]]]:
+    """What really runs meanwhile, in any thread: operator -> implementations.
+
+    A gradient's kernels are "... backward"; torch's own gradients are not named. A graph that `torch.compile` made
+    tells of our kernels in it alone, a CUDA graph of what was recorded.
+    """
+    heard: dict[str, set[str]] = {}
+    _LISTENING.append(heard)
+    try:
+        yield heard
+    finally:
+        _LISTENING[:] = [each for each in _LISTENING if each is not heard]
+
+
+def note(operator: str, impl: str) -> None:
+    """Tell all who are listening."""
+    if not torch.compiler.is_compiling():
+        for heard in _LISTENING:
+            heard.setdefault(operator, set()).add(impl)
+
+
+class Raw(NamedTuple):
+    """What the operator makes of its inputs by itself: see `delta_rule`."""
+
+    l2norm: bool = False
+    A_log: Tensor | None = None
+    dt_bias: Tensor | None = None
+    sigmoid: bool = False
+    beta_max: float = 1.0
 
 
 def choose(impl: str, *tensors: Tensor | None, widest: int = 0) -> str:

@@ -7,6 +7,7 @@ comes without d_R. Then d_P = d_O R^T, and dA = -T^T (d_R (beta X)^T) T^T = -W R
 import triton
 import triton.language as tl
 
+from evalsuite_kernels.activations import log_decay, sigmoid
 from evalsuite_kernels.chunk_tiles import (
     COUNTS,
     C,
@@ -14,6 +15,7 @@ from evalsuite_kernels.chunk_tiles import (
     dot,
     halves,
     head_decays,
+    lengths,
     level_decays,
     load_chunk,
     load_gates,
@@ -26,7 +28,7 @@ from evalsuite_kernels.chunk_tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def scan_back(
-    q, k, d_o, each, G, P, Qs, Kd, Kg, rest, d_S1, starts, stops, firsts,
+    q, k, d_o, each, G, P, Qs, Kd, Kg, rest, rates, d_S1, starts, stops, firsts,
     d_v, d_S0, d_states, W,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
@@ -54,6 +56,7 @@ def scan_back(
         if GATE < 2:
             ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
             since, until = head_decays(G, block, GATE)
+            of_q, of_k = lengths(rates, block)
         if DELTA:
             kg = load_chunk(Kg, block, i, d, KP, DOT, TMA)
             dr += dot(kg, dS, DOT, PRECISION)
@@ -68,7 +71,7 @@ def scan_back(
             qs = load_chunk(Qs, block, i, d, KP, DOT, TMA)
         else:
             qs = load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT)
-            dy = dy.to(tl.float32) * (since * scale)[:, None]
+            dy = dy.to(tl.float32) * (since * of_q * scale)[:, None]
         dS = dS * chunk_decay(G, block, d, KP, GATE)[:, None]
         dS += dot(tl.trans(qs), dy, DOT, PRECISION)
         if EXACT:
@@ -81,7 +84,7 @@ def scan_back(
                 taken = dr
             else:
                 kd = tl.trans(ks)
-                taken = dr * since[:, None]
+                taken = dr * (since * of_k)[:, None]
             dS -= dot(kd, taken, DOT, PRECISION)
             if rest is not None:
                 dS -= dot(kd, halves(taken, DOT)[1], DOT, PRECISION)
@@ -102,8 +105,8 @@ def _store_symmetric(to, block, x):
 def pairs_back(
     v, d_o, each, X, W, T, B, starts, stops,
     R, d_P, d_B, d_beta,
-    chunks, H, HV, V,
-    VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr, PRECISION: tl.constexpr,
+    beta_max, chunks, H, HV, V,
+    VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of P and B [HV, chunks, C, C], mirrored at the diagonal, and of beta, and R [HV, chunks, C, VP].
 
@@ -140,6 +143,8 @@ def pairs_back(
         b = tl.load(B + block * C * C + i[:, None] * C + i[None, :], mask=below, other=0.0)
         db += tl.sum(tl.where(below, da, 0.0) * b, 1)
         _store_symmetric(d_B, block, da * strength[:, None])
+        if SIGMOID:
+            db *= strength * (1.0 - strength / beta_max)
         to = d_beta + (start + i).to(tl.int64) * HV + h
         tl.store(to, db.to(d_beta.dtype.element_ty), mask=valid)
 
@@ -175,8 +180,8 @@ def _from_states(
 
 @triton.jit(do_not_specialize=COUNTS)
 def head_back(
-    q, k, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
-    d_q, d_k, d_g,
+    q, k, g, A_log, dt_bias, rates, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
+    d_q, d_k, d_g, d_A,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
     STATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -202,6 +207,7 @@ def head_back(
     dp = load_tile(d_P, block * C * C, i, i, C, tl.float32) * decay
     if DELTA:
         da = tl.where(i[:, None] > i[None, :], load_tile(d_B, block * C * C, i, i, C, tl.float32) * decay, 0.0)
+    of_q, of_k = lengths(rates, block)
     since_ = tl.zeros([C], tl.float32)  # what tokens owe the decay since the chunk's start,
     until_ = tl.zeros([C], tl.float32)  # and until its end,
     whole = 0.0  # what the state owes the decay of the chunk,
@@ -211,8 +217,10 @@ def head_back(
         dx, dk, late, dD = _from_states(
             states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, PRECISION
         )
-        x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
+        x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * (scale * of_q)[:, None]
         y = load_rows(k, start, i, valid, H, head, d, K, DOT)
+        if rates is not None:
+            y = (y.to(tl.float32) * of_k[:, None]).to(DOT)
         if GATE == 1:
             dx *= since[:, None]
             dk *= since[:, None]
@@ -238,13 +246,19 @@ def head_back(
         early = tl.where(i[:, None] < i[None, :], 1.0, 0.0)  # keys before a gate
         before = dot(between, early, tl.float32, PRECISION)
         dg += tl.sum(tl.where(past, before, 0.0), 0)
+        if A_log is not None:
+            x = tl.load(g + (start + i).to(tl.int64) * HV + h, mask=valid, other=0.0).to(tl.float32)
+            if dt_bias is not None:
+                x += tl.load(dt_bias + h).to(tl.float32)
+            tl.store(d_A + block, tl.sum(log_decay(x, A_log, h, valid) * dg, 0))
+            dg *= -tl.exp(tl.load(A_log + h).to(tl.float32)) * sigmoid(x)
         tl.store(d_g + (start + i).to(tl.int64) * HV + h, dg.to(d_g.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def channel_back(
-    q, k, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
-    d_q, d_k, d_g,
+    q, k, g, A_log, dt_bias, rates, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
+    d_q, d_k, d_g, d_A,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr,
     STATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -260,8 +274,9 @@ def channel_back(
     dx, dk, late, dD = _from_states(
         states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, PRECISION
     )
-    x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * scale
-    y = load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32)
+    of_q, of_k = lengths(rates, block)
+    x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * (scale * of_q)[:, None]
+    y = load_rows(k, start, i, valid, H, head, d, K, DOT).to(tl.float32) * of_k[:, None]
     here = load_gates(G, base, i, d, KP)
     last = tl.load(G + base + (C - 1) * KP + d)
     since, until = tl.exp2(here.to(tl.float32)), tl.exp2((last[None, :] - here).to(tl.float32))
@@ -296,6 +311,32 @@ def channel_back(
             share += z.to(tl.float32) * add
             dk += add * f
         dG += tl.where(row, share, -share)
-    store_rows(d_g, start, i, valid, HV, h, d, K, tl.cumsum(dG, 0, reverse=True))
+    dg = tl.cumsum(dG, 0, reverse=True)
+    if A_log is not None:
+        x = load_rows(g, start, i, valid, HV, h, d, K, tl.float32)
+        if dt_bias is not None:
+            x += tl.load(dt_bias + h * K + d, mask=d < K, other=0.0).to(tl.float32)[None, :]
+        share = log_decay(x, A_log, h, valid[:, None] & (d < K)[None, :]) * dg
+        tl.store(d_A + block * (KP // BK) + kb, tl.sum(tl.sum(share, 1), 0))
+        dg *= -tl.exp(tl.load(A_log + h).to(tl.float32)) * sigmoid(x)
+    store_rows(d_g, start, i, valid, HV, h, d, K, dg)
     store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
     store_rows(d_k, start, i, valid, HV, h, d, K, dk)
+
+
+@triton.jit(do_not_specialize=["tokens", "H", "HV"])
+def unit_back(x, d, d_x, tokens, H, HV, K, KP: tl.constexpr, BT: tl.constexpr):
+    """The gradient of x [tokens, H, K] from that of x / |x|, which each value head gives its own: d [tokens, HV, K]."""
+    h = tl.program_id(1)
+    i, column = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)[:, None], tl.arange(0, KP)[None, :]
+    inside = (i < tokens) & (column < K)
+    at = (i * H + h) * K + column
+    row = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    owed = tl.zeros([BT, KP], tl.float32)
+    for member in range(HV // H):
+        owed += tl.load(d + (i * HV + h * (HV // H) + member) * K + column, mask=inside, other=0.0).to(tl.float32)
+    length = tl.sqrt(tl.sum(row * row, 1))[:, None]
+    rate = 1.0 / tl.maximum(length, 1e-12)
+    row *= rate
+    owed -= tl.where(length > 1e-12, row * tl.sum(row * owed, 1)[:, None], 0.0)
+    tl.store(d_x + at, (owed * rate).to(d_x.dtype.element_ty), mask=inside)

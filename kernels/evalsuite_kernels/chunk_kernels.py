@@ -17,6 +17,7 @@ result knows neither its batch nor its future.
 import triton
 import triton.language as tl
 
+from evalsuite_kernels.activations import log_decay, sigmoid
 from evalsuite_kernels.chunk_tiles import (
     COUNTS,
     LOG2E,
@@ -26,6 +27,7 @@ from evalsuite_kernels.chunk_tiles import (
     halves,
     halves_dot,
     head_decays,
+    lengths,
     load_chunk,
     load_rows,
     load_tile,
@@ -61,10 +63,27 @@ def _between(here, i):
     return tl.where(past, tl.exp2(tl.where(past, here[:, None] - here[None, :], 0.0).to(tl.float32)), 0.0)
 
 
+@triton.jit
+def unit(q, k, rates, block, start, i, valid, H, head, K, KP: tl.constexpr, BK: tl.constexpr):
+    """1 / |q| and 1 / |k| of a chunk's tokens [C], |x| at least 1e-12, kept in `rates` [HV, chunks, 2, C]."""
+    of_q = tl.zeros([C], tl.float32)
+    of_k = tl.zeros([C], tl.float32)
+    for kb in range(0, KP, BK):
+        d = kb + tl.arange(0, BK)
+        x = load_rows(q, start, i, valid, H, head, d, K, tl.float32)
+        y = load_rows(k, start, i, valid, H, head, d, K, tl.float32)
+        of_q += tl.sum(x * x, 1)
+        of_k += tl.sum(y * y, 1)
+    of_q, of_k = 1.0 / tl.maximum(tl.sqrt(of_q), 1e-12), 1.0 / tl.maximum(tl.sqrt(of_k), 1e-12)
+    tl.store(rates + block * (2 * C) + i, of_q)
+    tl.store(rates + block * (2 * C) + C + i, of_k)
+    return of_q, of_k
+
+
 @triton.jit(do_not_specialize=["gt", "gh", *COUNTS])
 def head_products(
-    q, k, g, starts, stops,
-    G, P, B,
+    q, k, g, A_log, dt_bias, starts, stops,
+    G, P, B, rates,
     scale, gt, gh, chunks, H, HV, K,
     KP: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -79,6 +98,11 @@ def head_products(
     head = h // (HV // H)
     if GATE == 1:
         step = tl.load(g + (start + i).to(tl.int64) * gt + h * gh, mask=valid, other=0.0)
+        if A_log is not None:
+            step = step.to(tl.float32)
+            if dt_bias is not None:
+                step += tl.load(dt_bias + h).to(tl.float32)
+            step = log_decay(step, A_log, h, valid)
         step = tl.maximum(step.to(G.dtype.element_ty), -1000.0)  # decays to 0 already; the sums stay finite
         here = tl.cumsum(step * LOG2E, 0)
         tl.store(G + block * C + i, here)
@@ -87,6 +111,9 @@ def head_products(
         decay = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)
     if DELTA:
         b = _products(k, k, start, i, valid, H, head, K, KP, BK, DOT, PRECISION) * decay
+        if rates is not None:
+            of_q, of_k = unit(q, k, rates, block, start, i, valid, H, head, K, KP, BK)
+            b *= of_k[:, None] * of_k[None, :]
         tl.store(B + block * C * C + i[:, None] * C + i[None, :], b, mask=_lower(i))
     else:
         p = _products(q, k, start, i, valid, H, head, K, KP, BK, DOT, PRECISION) * decay
@@ -126,7 +153,7 @@ def _rows(B, strength, base, block, row):
 
 
 @triton.jit(do_not_specialize=["chunks", "HV"])
-def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
+def solve(beta, starts, stops, B, each, T, beta_max, chunks, HV, SIGMOID: tl.constexpr, PRECISION: tl.constexpr):
     """T = (I + A)^-1, A = beta B below the diagonal: four blocks of 16 by substitution, then their neighbours by
     products with their inverses; no others are written. `each` [HV, chunks, C] keeps beta in fp32, 0 beyond the
     sequence."""
@@ -136,6 +163,8 @@ def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
     j = tl.arange(0, C)
     tokens, stop = tl.load(starts + c) + j, tl.load(stops + c)
     strength = tl.load(beta + tokens.to(tl.int64) * HV + h, mask=tokens < stop, other=0.0).to(tl.float32)
+    if SIGMOID:
+        strength = tl.where(tokens < stop, beta_max * sigmoid(strength), 0.0)
     tl.store(each + block * C + j, strength)
     tl.debug_barrier()
     n, m = tl.arange(0, 4), tl.arange(0, 16)
@@ -172,7 +201,7 @@ def solve(beta, starts, stops, B, each, T, chunks, HV, PRECISION: tl.constexpr):
 
 @triton.jit(do_not_specialize=[*COUNTS, "scaled", "keep"])
 def fold(
-    q, k, each, G, P, T, Kg, starts, stops,
+    q, k, each, G, P, T, Kg, rates, starts, stops,
     PT, KT, rest,
     scale, scaled, keep, chunks, H, HV, K,
     KP: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -197,9 +226,11 @@ def fold(
             p *= _between(tl.load(G + block * C + i), i)
         else:
             p = tl.where(i[:, None] >= i[None, :], p, 0.0)
+        of_q, of_k = lengths(rates, block)
+        p *= of_q[:, None] * of_k[None, :]
     store_tile(PT, block * C * C, i, i, C, precise_dot(p, t, DOT, PRECISION))
-    if GATE == 1:
-        t *= head_decays(G, block, GATE)[1][:, None]
+    if GATE < 2:
+        t *= (head_decays(G, block, GATE)[1] * of_k)[:, None]
     for kb in range(0, KP, BK):
         d = kb + tl.arange(0, BK)
         if GATE == 2:
@@ -213,7 +244,7 @@ def fold(
 
 @triton.jit(do_not_specialize=COUNTS)
 def scan(
-    q, k, v, each, G, P, Qs, Kd, Kg, S0, starts, stops, firsts,
+    q, k, v, each, G, P, Qs, Kd, Kg, rates, S0, starts, stops, firsts,
     o, S1, states, X,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
@@ -240,11 +271,12 @@ def scan(
         if GATE < 2:
             ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
             since, until = head_decays(G, block, GATE)
+            of_q, of_k = lengths(rates, block)
         if DELTA:
             if GATE == 2:
                 x = r.to(tl.float32) - dot(load_chunk(Kd, block, i, d, KP, DOT, TMA), before, DOT, PRECISION)
             else:
-                x = r.to(tl.float32) - dot(ks, before, DOT, PRECISION) * since[:, None]
+                x = r.to(tl.float32) - dot(ks, before, DOT, PRECISION) * (since * of_k)[:, None]
             if KEEP:
                 store_tile(X, block * C * VP, i, e, VP, x)
             x *= tl.load(each + block * C + i)[:, None]
@@ -254,7 +286,7 @@ def scan(
                 y = dot(load_chunk(Qs, block, i, d, KP, DOT, TMA), before, DOT, PRECISION)
             else:
                 y = dot(load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT), before, DOT, PRECISION)
-                y *= (since * scale)[:, None]
+                y *= (since * of_q * scale)[:, None]
             y += dot(load_chunk(P, block, i, i, C, DOT, TMA), r, DOT, PRECISION)
             store_rows(o, start, i, valid, HV, h, e, V, y)
         S = S * chunk_decay(G, block, d, KP, GATE)[:, None]

@@ -23,6 +23,25 @@ class Plan(NamedTuple):
     owners: Tensor
     size: int
 
+    def segments(self, length: int) -> "Segments":
+        """Of `length` chunks each, but for a sequence's last, which may have none: the state between two segments is
+        the same whether or not a sequence ends there."""
+        bounds = self.firsts.tolist()
+        firsts: list[int] = []
+        edges = [0]
+        for first, end in pairwise(bounds):
+            firsts += range(first, end + 1, length)
+            edges.append(len(firsts))
+        numbers = partial(torch.tensor, dtype=torch.int32, device=self.firsts.device)
+        return Segments(numbers([*firsts, bounds[-1]]), numbers(edges))
+
+
+class Segments(NamedTuple):
+    """The first chunk of each, and the first segment of each sequence, as int32 tensors."""
+
+    firsts: Tensor
+    edges: Tensor
+
 
 def planned(bounds: Sequence[int], columns: int, device: torch.device) -> Plan:
     """There are as many groups as fill the GPU, where each has as many programs as `columns`."""
@@ -45,15 +64,3 @@ def planned(bounds: Sequence[int], columns: int, device: torch.device) -> Plan:
 @cache  # for good: a CUDA graph that was captured goes on reading it
 def even_plan(B: int, T: int, columns: int, device: torch.device) -> Plan:
     return planned(range(0, B * T + 1, T), columns, device)
-
-
-@cache  # for good, as above
-def parts(device: torch.device) -> Tensor:
-    """[5, C, C] in bf16: which steps of a chunk the decay of each token takes, as 0 and 1.
-
-    From the start of its block of 16 on; from or to the boundary that a pair of blocks of 16, and of 32, meets at (rows
-    of odd blocks from there, keys of even blocks to there); from the chunk's start; and to the chunk's end.
-    """
-    i, j = torch.arange(CHUNK, device=device)[:, None], torch.arange(CHUNK, device=device)[None, :]
-    meet = [(i >> n == j >> n) & ((i >> n) % 2 == (j <= i).int()) for n in (4, 5)]
-    return torch.stack([(i >> 4 == j >> 4) & (j <= i), *meet, j <= i, j > i]).bfloat16()

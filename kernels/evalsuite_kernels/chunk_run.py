@@ -5,6 +5,7 @@ linear attention, which no result knows of: results depend on none of them.
 """
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,41 +19,43 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalsuite_kernels import chunk_channels as channels
 from evalsuite_kernels import chunk_gradients as gradients
 from evalsuite_kernels import chunk_kernels as kernels
+from evalsuite_kernels import chunk_segments as segments
 from evalsuite_kernels import chunk_wide as wide
-from evalsuite_kernels.arguments import GLUON, INTERPRETED, hopper
-from evalsuite_kernels.chunk_plan import CHUNK, even_plan, parts, planned
+from evalsuite_kernels.arguments import GLUON, INTERPRETED, Raw, hopper
+from evalsuite_kernels.chunk_plan import CHUNK, even_plan, planned
 from evalsuite_kernels.launches import Launches
 
 WIDEST = 128  # head dim of q and k with which three tiles of a chunk fit into shared memory
+Scan = Callable[[Tensor, Tensor, Tensor], None]  # the first chunk of each stretch, the states before and after it
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Warps of each kernel and columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a
 # scan of one stage nor narrower blocks with four warps: there the compiled wgmma reads wrong shared memory.
 SETTINGS = {
     "channel_gates": {"BK": 128, "num_warps": 4},
     "channel_levels": {"BK": 32, "num_warps": 2, "num_stages": 3},
-    "channel_rest": {"BK": 128, "num_warps": 4, "num_stages": 1},
     "head_products": {"BK": 64, "num_warps": 4},
     "wide": {"BK": 64, "BV": 64, "num_warps": 4, "num_stages": 1},  # both scans of heads above 128
     "solve": {"num_warps": 1},
     "fold": {"BK": 64, "num_warps": 4, "num_stages": 1},
-    "fold_channels": {"BK": 128, "num_warps": 4},  # under a gate per channel on Hopper, where heads are one block
     "scan": {"BV": 32, "STAGES": 2, "num_warps": 4},
     "scan_back": {"BV": 32, "STAGES": 3, "num_warps": 4},
     "pairs_back": {"BV": 64, "num_warps": 4, "num_stages": 1},
     "inside_back": {"BK": 64, "BV": 64, "num_warps": 8, "num_stages": 1},
+    "transition": {"BV": 32, "STAGES": 2, "num_warps": 4},
+    "merge": {"BK": 64, "BV": 64, "num_warps": 4, "num_stages": 1},
 }
 
 
 @cache
-def hopper_part(name: str) -> Any:
-    """The kernels in Gluon, which not every Triton has."""
-    return importlib.import_module(f"evalsuite_kernels.hopper_{name}")
+def in_gluon() -> Any:
+    """The launches of Hopper's kernels, which not every Triton has."""
+    return importlib.import_module("evalsuite_kernels.hopper_run")
 
 
 class Run:
     """One call's tensors and constants, and what the forward and the backward pass both need."""
 
-    def __init__(  # noqa: PLR0913 - a call's arguments
+    def __init__(  # noqa: PLR0913, PLR0917 - a call's arguments
         self,
         q: Tensor,
         k: Tensor,
@@ -62,7 +65,9 @@ class Run:
         S: Tensor,
         cu: Tensor | None,
         scale: float,
+        raw: Raw = Raw(),  # noqa: B008 - a constant
         *,
+        segment: int = 0,
         keep: bool,
     ) -> None:
         B, T, self.H, self.K = q.shape
@@ -71,7 +76,7 @@ class Run:
         self.HV, self.V = v.shape[2:]
         columns = self.HV * self.V // 64
         self.plan = even_plan(B, T, columns, q.device) if cu is None else planned(cu.tolist(), columns, q.device)
-        self.q, self.k, self.v, self.scale = q.contiguous(), k.contiguous(), v.contiguous(), scale
+        self.q, self.k, self.v, self.scale, self.raw = q.contiguous(), k.contiguous(), v.contiguous(), scale, raw
         self.g = None if g is None else g.contiguous()
         self.beta = None if beta is None else beta.contiguous()
         self.KP, self.VP = (max(16, triton.next_power_of_2(x)) for x in (self.K, self.V))
@@ -80,6 +85,8 @@ class Run:
         self.dtype = torch.float32 if INTERPRETED and half == torch.bfloat16 else half
         self.chunks, self.N = len(self.plan.starts), len(self.plan.firsts) - 1
         self.gate = 0 if g is None else 2 if g.dim() == 4 else 1
+        # of a gate per head: from token to token, and from head to head
+        self.strides = (0, 1) if g is None or g.dim() == 1 else (self.HV, 1)
         # three products of tf32 keep what fp32 has, and compile in a tenth of the time of fp32's own; the interpreter
         # knows fp32 alone
         self.exactly = "ieee" if INTERPRETED else "tf32x3"
@@ -95,13 +102,24 @@ class Run:
         # fp16 has no room for keys that decay up; TMA reads from whole 16 bytes on
         bf16 = self.tma and GLUON and self.dtype == torch.bfloat16 and self.K in {64, 128}
         bf16 &= all(x.data_ptr() % 16 == 0 for x in (self.q, self.k, self.v))
-        self.blocks = bf16 and self.gate == 2
+        self.blocks = bf16 and (self.gate == 2 or beta is not None)
         self.wide = bf16 and self.V in {64, 128, 256} and not keep
+        self.late = self.wide and self.gate < 2 and beta is None  # P is made where it is read
+        self.by_channels = self.blocks and self.gate == 2 and self.V in {64, 128}
+        # segments of other kernels' own make these superfluous
+        self.segments = self.plan.segments(segment // CHUNK) if segment and not (self.split or self.late) else None
         self.shared: dict[str, Any] = {"KP": self.KP, "GATE": self.gate, "DELTA": beta is not None, **exact}
         self._prepare()
 
+    @property
+    def language(self) -> str:
+        """ "gluon" where kernels made for Hopper run; those beside them are in Triton."""
+        return "gluon" if self.blocks or self.late else "triton"
+
     def run(self) -> None:
-        self.launches.run((*self.shared.values(), self.VP, self.keep, self.blocks, self.wide), self.q.device)
+        kind = (*self.shared.values(), self.VP, self.keep, self.blocks, self.wide, self.segments is None)
+        raw = self.raw.l2norm, self.raw.A_log is None, self.raw.dt_bias is None, self.raw.sigmoid
+        self.launches.run((*kind, *raw), self.q.device)
 
     def padded(self, S: Tensor) -> Tensor:
         """A state [N, HV, K, V] for the kernels: [N, HV, KP, VP]."""
@@ -111,88 +129,74 @@ class Run:
         return self.q.new_empty(self.HV, self.chunks, *shape, dtype=dtype or self.dtype)
 
     def _prepare(self) -> None:
-        starts, stops = self.plan[:2]
-        delta, sizes = self.beta is not None, (self.scale, self.chunks, self.H, self.HV, self.K)
+        """Room for what is made of chunks before any state is known, where somebody reads it, and its launches."""
+        delta = self.beta is not None
         exact = torch.float64 if self.dtype == torch.float32 else torch.float32
-        made_late = self.wide and self.gate < 2 and not delta  # the scan makes P
-        whole = torch.float32 if delta else self.dtype  # rounded by `fold`
-        folded = delta and self.gate < 2  # `fold` makes P
-        self.P = None if made_late or folded else self.buffer(CHUNK, CHUNK, dtype=whole)
-        self.B = self.buffer(CHUNK, CHUNK, dtype=torch.float32) if delta else None
         self.G: Tensor | None = None
-        self.Qs = self.Kd = self.Kg = None
-        grid = (self.chunks, self.HV)
-        shared = {name: value for name, value in self.shared.items() if name != "GATE"}
+        self.P = self.Qs = self.Kd = self.Kg = self.B = self.T = self.each = self.rest = self.D = self.rates = None
+        if not self.late:
+            self.P = self.buffer(CHUNK, CHUNK)
         if self.gate == 2:
-            self.Qs, self.Kg = self.buffer(CHUNK, self.KP), self.buffer(CHUNK, self.KP, dtype=whole)
+            self.Qs = self.buffer(CHUNK, self.KP)
             self.Kd = self.buffer(CHUNK, self.KP) if delta else None
-            self._channels(shared, sizes)
+            self.D = self.buffer(self.K, dtype=torch.float32) if self.blocks else None
+        if self.gate == 1:
+            self.G = self.buffer(*([4] if self.late else []), CHUNK, dtype=exact)
+        elif self.gate == 2 and not (self.wide and self.segments is None):
+            self.G = self.buffer(CHUNK, self.KP, dtype=exact)
+        if delta or self.gate == 2:
+            self.Kg = self.buffer(CHUNK, self.KP)
+        if delta and not self.wide:
+            self.B, self.T = (self.buffer(CHUNK, CHUNK, dtype=torch.float32) for _ in range(2))
+            self.each = self.buffer(CHUNK, dtype=torch.float32)
+        if delta and self.keep and self.dtype.itemsize == 2:
+            self.rest = self.buffer(CHUNK, self.KP)
+        if self.raw.l2norm:
+            self.rates = self.buffer(2, CHUNK, dtype=torch.float32)
+        if self.late:
+            in_gluon().late_gates(self)
+        elif self.blocks:
+            in_gluon().blocks(self)
         else:
-            strides = (0, 1) if self.g is None or self.g.dim() == 1 else (self.HV, 1)
-            if not made_late:
-                self.G = None if self.g is None else self.buffer(CHUNK, dtype=exact)
-                self.launches.add(
-                    kernels.head_products, grid,
-                    self.q, self.k, self.g, starts, stops, self.G, self.P, self.B, self.scale, *strides, *sizes[1:],
-                    **self.shared, **self._settings("head_products"),
-                )  # fmt: skip
-            elif self.g is not None:
-                self.G = self.buffer(4, CHUNK, dtype=exact)
-                self.launches.add(
-                    hopper_part("linear").gates, (self.chunks, -(-self.HV // 8)),
-                    self.g, self.G, starts, stops, self.chunks, self.HV, *strides, HEADS=8, num_warps=2,
-                )  # fmt: skip
-        self.T = self.each = self.rest = None
-        if delta:
-            self.T, self.each = (self.buffer(CHUNK, *n, dtype=torch.float32) for n in ((CHUNK,), ()))
-            self.launches.add(
-                kernels.solve, grid, self.beta, starts, stops, self.B, self.each, self.T, self.chunks, self.HV,
-                PRECISION=self.exactly, **SETTINGS["solve"],
-            )  # fmt: skip
-            made = self.buffer(CHUNK, CHUNK), self.buffer(CHUNK, self.KP)
-            halves = self.keep and self.dtype.itemsize == 2
-            self.rest = self.buffer(CHUNK, self.KP) if halves else None
-            self.launches.add(
-                kernels.fold, grid, self.q, self.k, self.each, self.G, self.P, self.T, self.Kg, starts, stops,
-                *made, self.rest if halves else made[1], self.scale, int(self.wide), int(halves), *sizes[1:],
-                KP=self.KP, GATE=self.gate, DOT=TYPES[self.dtype], PRECISION=self.precision,
-                **self._settings("fold_channels" if self.blocks else "fold"),
-            )  # fmt: skip
-            self.P, self.Kg = made
+            self._products()
 
-    def _channels(self, shared: dict[str, Any], sizes: tuple[Any, ...]) -> None:
-        """G, P, B, Qs, Kd and Kg under a gate per channel."""
-        assert self.g is not None
+    def _products(self) -> None:
+        """What Hopper has one kernel for, by a kernel for each step."""
         starts, stops = self.plan[:2]
+        raw = self.raw.A_log, self.raw.dt_bias
+        delta, sizes = self.beta is not None, (self.scale, self.chunks, self.H, self.HV, self.K)
         grid = (self.chunks, self.HV)
-        exact = torch.float64 if self.dtype == torch.float32 else torch.float32
-        self.G = self.buffer(CHUNK, self.KP, dtype=exact)
-        made = self.Qs, self.Kd, self.Kg
-        if self.blocks:
-            whole = self.g.dtype == torch.bfloat16
-            slow = self.buffer(CHUNK, dtype=torch.int8)
-            self.D = self.buffer(self.K, dtype=torch.float32)
-            self.launches.add(
-                hopper_part("channels").channel_blocks, grid,
-                self.q, self.k, self.g, parts(self.q.device), starts, stops,
-                self.G, self.D, self.P, self.B, *made, slow, self.scale, self.chunks, self.H, self.HV,
-                int(not self.wide), K=self.K, DELTA=shared["DELTA"], TERMS=1 if whole else 3, num_warps=4,
-            )  # fmt: skip
-            self.launches.add(
-                channels.channel_rest, (triton.cdiv(self.chunks, channels.MANY.value), self.HV),
-                self.q, self.k, self.G, slow, starts, stops, self.P, self.B, *sizes, **shared,
-                **self._settings("channel_rest"),
-            )  # fmt: skip
-        else:
+        whole = {"dtype": torch.float32 if delta else self.dtype}  # rounded by `fold`
+        P = self.buffer(CHUNK, CHUNK, **whole) if delta and self.gate == 2 else self.P  # else `fold` makes it
+        Kg = self.buffer(CHUNK, self.KP, **whole) if delta and self.gate == 2 else self.Kg
+        if self.gate == 2:
+            shared = {name: value for name, value in self.shared.items() if name != "GATE"}
             self.launches.add(
                 channels.channel_gates, grid,
-                self.q, self.k, self.g, starts, stops, self.G, self.P, *made, *sizes,
-                KP=self.KP, DELTA=shared["DELTA"], DOT=shared["DOT"], **self._settings("channel_gates"),
+                self.q, self.k, self.g, *raw, starts, stops, self.G, P, self.Qs, self.Kd, Kg, self.rates, *sizes,
+                KP=self.KP, DELTA=delta, DOT=shared["DOT"], **self._settings("channel_gates"),
             )  # fmt: skip
             self.launches.add(
                 channels.channel_levels, grid,
-                self.q, self.k, self.G, starts, stops, self.P, self.B, *sizes, **shared,
+                self.q, self.k, self.G, self.rates, starts, stops, P, self.B, *sizes, **shared,
                 **self._settings("channel_levels"),
+            )  # fmt: skip
+        else:
+            self.launches.add(
+                kernels.head_products, grid,
+                self.q, self.k, self.g, *raw, starts, stops, self.G, P, self.B, self.rates, self.scale, *self.strides,
+                *sizes[1:], **self.shared, **self._settings("head_products"),
+            )  # fmt: skip
+        if delta:
+            self.launches.add(
+                kernels.solve, grid, self.beta, starts, stops, self.B, self.each, self.T, self.raw.beta_max,
+                self.chunks, self.HV, SIGMOID=self.raw.sigmoid, PRECISION=self.exactly, **SETTINGS["solve"],
+            )  # fmt: skip
+            halves = self.rest is not None
+            self.launches.add(
+                kernels.fold, grid, self.q, self.k, self.each, self.G, P, self.T, Kg, self.rates, starts, stops,
+                self.P, self.Kg, self.rest if halves else self.Kg, self.scale, int(self.wide), int(halves), *sizes[1:],
+                KP=self.KP, GATE=self.gate, DOT=TYPES[self.dtype], PRECISION=self.precision, **self._settings("fold"),
             )  # fmt: skip
 
     def _chunks(self, *buffers: Tensor | None) -> list[Any]:
@@ -225,87 +229,90 @@ class Run:
     def forward(self) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
         """o and the last states; or, to keep for the backward pass, each chunk's state and X, not launched yet."""
         o = None if self.keep else torch.empty_like(self.v)
-        S = torch.empty_like(self.S)
         delta = self.beta is not None
         kept: list[Tensor | None] = [None] * 2
         if self.keep:
             kept = [self.buffer(self.KP, self.VP, dtype=self.state_type)]
             kept.append(self.buffer(CHUNK, self.VP, dtype=torch.float32) if delta else None)
-        if self.wide:
-            assert o is not None
-            self._scan(o, S)
+        if self.late:
+            S = torch.empty_like(self.S)
+            ends = S
+            in_gluon().linear(self, o, S)
+        else:
+            S, ends = self._states(self.S, lambda *states: self._scan(o, kept, *states))
+        if not self.keep:  # else nothing has run yet
             self.run()
-            return o, S[..., : self.K, : self.V].contiguous(), kept
+            S = (S if self.segments is None else S[ends])[..., : self.K, : self.V].contiguous()
+        return o, S, kept
+
+    def _states(self, S: Tensor, scan: Scan, *, back: bool = False) -> tuple[Tensor, Tensor]:
+        """Launch `scan` from the states S before all sequences; with `back`, from the gradients S of those after them.
+
+        Returns the states after all stretches that it walks over (the gradients of those before them), and which of
+        these are the sequences'.
+        """
+        if self.segments is None:
+            after = torch.empty_like(S)
+            scan(self.plan.firsts, S, after)
+            return after, after
+        firsts, edges = self.segments
+        count = len(firsts) - 1
+        from_none = S.new_zeros(count, *S.shape[1:])
+        after, before = torch.empty_like(from_none), torch.empty_like(from_none)
+        scan(firsts, from_none, after)
+        if not back:
+            self._transitions(firsts, count)
+        settings = self._settings("merge")
+        self.launches.add(
+            segments.merge, (self.VP // settings["BV"], self.HV, self.N), self.M, after, S, edges, before, self.HV,
+            KP=self.KP, VP=self.VP, BACK=back, PRECISION=self.exactly, **settings,
+        )  # fmt: skip
+        after = torch.empty_like(after)  # the merge still reads the former
+        scan(firsts, before, after)
+        return after, edges[:-1] if back else edges[1:] - 1
+
+    def _transitions(self, firsts: Tensor, count: int) -> None:
+        self.M = self.q.new_empty(count, self.HV, self.KP, self.KP, dtype=torch.float32)
+        settings = self._settings("transition")
+        self.launches.add(
+            segments.transition, (self.KP // settings["BV"], self.HV, count),
+            self.k, self.each, self.G, *self._chunks(self.Kd, self.Kg), self.rates, *self.plan[:2], firsts, self.M,
+            self.chunks, self.H, self.HV, self.K, TMA=self.tma, **self.shared, **settings,
+        )  # fmt: skip
+
+    def _scan(self, o: Tensor | None, kept: list[Tensor | None], firsts: Tensor, S0: Tensor, S1: Tensor) -> None:
+        """Of stretches of chunks, from `firsts` and the states S0 on: o, `kept`, and the states S1 after them."""
+        if self.wide:
+            in_gluon().forward(self, o, firsts, S0, S1)
+            return
         kernel, settings = self._scan_by("scan")
         self.launches.add(
-            kernel, (self.VP // settings["BV"], self.HV, self.N),
-            self.q, self.k, self.v, self.each, self.G, *self._chunks(self.P, self.Qs, self.Kd, self.Kg), self.S,
-            *self.plan[:3],
-            o, S, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
+            kernel, (self.VP // settings["BV"], self.HV, len(S0)),
+            self.q, self.k, self.v, self.each, self.G, *self._chunks(self.P, self.Qs, self.Kd, self.Kg), self.rates,
+            S0, *self.plan[:2], firsts,
+            o, S1, *kept, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
             VP=self.VP, KEEP=self.keep, **self.shared, **settings,
         )  # fmt: skip
-        if self.keep:  # nothing has run yet
-            return None, S, kept
-        self.run()
-        return o, S[..., : self.K, : self.V].contiguous(), kept
 
-    def _scan(self, o: Tensor, S: Tensor) -> None:
-        """`forward` on Hopper."""
-        if self.beta is None and self.gate < 2:
-            self._linear(o, S)
-            return
-        tiles = importlib.import_module("evalsuite_kernels.gluon").tiles
-        buffers = {name: getattr(self, name) for name in ("P", "Qs", "Kd", "Kg")}
-        given = {name: None if x is None else tiles(x, x.shape[-1]) for name, x in buffers.items()}
-        raw = self.gate < 2
-        given |= {name: tiles(x.flatten(2), self.K) if raw else None for name, x in (("q", self.q), ("k", self.k))}
-        self.launches.add(
-            hopper_part("scan").scan, (self.V // 64, self.HV, self.N),
-            **given, v=tiles(self.v.flatten(2), 64), G=self.G if raw else self.D, S0=self.S,
-            starts=self.plan.starts, stops=self.plan.stops, firsts=self.plan.firsts, o=o, S1=S, scale=self.scale,
-            chunks=self.chunks, H=self.H, HV=self.HV, K=self.K, V=self.V, DELTA=self.beta is not None, GATE=self.gate,
-            STAGES=3, num_warps=4,
-        )  # fmt: skip
-
-    def _linear(self, o: Tensor, S: Tensor) -> None:
-        """`_scan` of linear attention without a gate per channel."""
-        linear = hopper_part("linear")
-        starts, stops, firsts, begins, owners, size = self.plan
-        tiles = importlib.import_module("evalsuite_kernels.gluon").tiles
-        k, v = (tiles(x.flatten(2), 64) for x in (self.k, self.v))
-        G = linear.describe_gates(self.G)
-        counts, heads = (self.chunks, self.H, self.HV, size), {"K": self.K, "V": self.V, "GATE": self.gate}
-        between = self.S  # not read
-        if len(owners) > self.N:
-            between = self.q.new_empty(self.HV, -(-self.chunks // size), self.V, self.K, dtype=torch.float32)
-            self.launches.add(
-                linear.states, (self.V // 64 * (self.K // 64), self.HV, self.N),
-                k, v, G, self.S, starts, firsts, between, *counts, **heads, KEYS=64, STAGES=6, num_warps=4, maxnreg=128,
-            )  # fmt: skip
-        self.launches.add(
-            linear.outputs, (self.V // 64, self.HV, len(owners)),
-            *(tiles(x.flatten(2), self.K) for x in (self.q, self.k)), v, G, self.S, between,
-            starts, stops, firsts, begins, owners, o, S, self.scale, *counts, **heads, STAGES=2, num_warps=4,
-        )  # fmt: skip
+    def _parts(self) -> int:
+        """Programs that share a chunk's channels in `_inside_back`."""
+        return self.KP // (64 if self.by_channels else self._settings("inside_back")["BK"]) if self.gate == 2 else 1
 
     def _inside_back(self, *tensors: Tensor | None) -> None:
         """What q, k and g are owed."""
-        *given, d_q, d_k, d_g = tensors
-        arguments = (self.q, self.k, self.G, *given, *self.plan[:2], d_q, d_k, d_g)
-        sizes = (self.scale, self.chunks, self.H, self.HV)
-        if self.blocks and self.V in {64, 128}:
-            self.launches.add(
-                hopper_part("gradients").channel_back, (self.chunks, self.HV, self.K // 64), *arguments, *sizes,
-                K=self.K, V=self.V, DELTA=self.beta is not None, num_warps=4,
-            )  # fmt: skip
+        *given, d_q, d_k, d_g, d_A = tensors
+        raw = self.g, self.raw.A_log, self.raw.dt_bias, self.rates
+        arguments = (self.q, self.k, *raw, self.G, *given, *self.plan[:2], d_q, d_k, d_g, d_A)
+        if self.by_channels:
+            in_gluon().inside_back(self, *arguments)
             return
-        name, shared, parts = "head_back", self.shared, 1
+        name, shared = "head_back", self.shared
         settings = self._settings("inside_back")
         if self.gate == 2:
             name, shared = "channel_back", {n: x for n, x in self.shared.items() if n != "GATE"}
-            parts = self.KP // settings["BK"]
         self.launches.add(
-            getattr(gradients, name), (self.chunks, self.HV, parts), *arguments, *sizes, self.K, self.V,
+            getattr(gradients, name), (self.chunks, self.HV, self._parts()), *arguments,
+            self.scale, self.chunks, self.H, self.HV, self.K, self.V,
             VP=self.VP, STATE=TYPES[self.state_type], **shared, **settings,
         )  # fmt: skip
 
@@ -316,43 +323,80 @@ class Run:
         if d_o.data_ptr() % 16:  # tiles are copied by whole 16 bytes
             d_o = d_o.clone()
         delta, starts, stops = self.beta is not None, *self.plan[:2]
-        d_v, d_S0 = torch.empty_like(self.v), torch.empty_like(d_S)
-        d_states = self.buffer(self.KP, self.VP, dtype=self.state_type)
+        d_v, d_states = torch.empty_like(self.v), self.buffer(self.KP, self.VP, dtype=self.state_type)
         W = self.buffer(CHUNK, self.VP, dtype=torch.float32) if delta else None
-        kernel, settings = self._scan_by("scan_back")
-        sizes = (self.scale, self.chunks, self.H, self.HV, self.K, self.V)
-        self.launches.add(
-            kernel, (self.VP // settings["BV"], self.HV, self.N),
-            self.q, self.k, d_o, self.each, self.G, *self._chunks(self.P, self.Qs, self.Kd, self.Kg, self.rest), d_S,
-            *self.plan[:3],
-            d_v, d_S0, d_states, W, *sizes,
-            VP=self.VP, **self.shared, **settings,
-        )  # fmt: skip
-        d_P = self.buffer(CHUNK, CHUNK, dtype=self.dtype if self.blocks else torch.float32)
-        d_B = R = d_beta = d_g = None
+        d_S0, begins = self._states(d_S, lambda *states: self._scan_back(d_o, d_v, d_states, W, *states), back=True)
+        d_P = self.buffer(CHUNK, CHUNK, dtype=self.dtype if self.blocks and self.gate == 2 else torch.float32)
+        d_B = R = d_beta = None
         if self.beta is not None:
             d_B, R, d_beta = torch.empty_like(d_P), self.buffer(CHUNK, self.VP), torch.empty_like(self.beta)
         self.launches.add(
             gradients.pairs_back, (self.chunks, self.HV),
             self.v, d_o, self.each, X, W, self.T, self.B, starts, stops, R, d_P, d_B, d_beta,
-            self.chunks, self.H, self.HV, self.V,
-            VP=self.VP, DELTA=delta, PRECISION=self.precision, **self._settings("pairs_back"),
+            self.raw.beta_max, self.chunks, self.H, self.HV, self.V,
+            VP=self.VP, DELTA=delta, SIGMOID=self.raw.sigmoid, PRECISION=self.precision,
+            **self._settings("pairs_back"),
         )  # fmt: skip
         B, T = self.q.shape[:2]
         group = self.HV // self.H
-        kind = self.q.dtype if group == 1 and self.q.dtype == self.k.dtype else torch.float32
-        d_q, d_k = (self.q.new_empty(B, T, self.HV, self.K, dtype=kind) for _ in range(2))
+        whole = group == 1 and self.q.dtype == self.k.dtype and not self.raw.l2norm
+        d_q, d_k = (
+            self.q.new_empty(B, T, self.HV, self.K, dtype=self.q.dtype if whole else torch.float32) for _ in range(2)
+        )
+        d_g = d_A = None
         if self.g is not None:
             tokens = (B, T, self.HV, self.K) if self.gate == 2 else (B, T, self.HV)
             kind = torch.float64 if self.g.dim() == 1 else self.g.dtype  # one number for all tokens: sums that cancel
             d_g = self.q.new_empty(tokens, dtype=kind)
-        self._inside_back(d_o, d_v, states, d_states, R if delta else self.v, d_P, d_B, d_q, d_k, d_g)
+        if self.raw.A_log is not None:
+            d_A = self.buffer(self._parts(), dtype=torch.float32)
+        self._inside_back(d_o, d_v, states, d_states, R if delta else self.v, d_P, d_B, d_q, d_k, d_g, d_A)
+        if self.raw.l2norm:
+            d_q, d_k = (self._unit_back(*pair) for pair in ((self.q, d_q), (self.k, d_k)))
         self.run()
-        if group > 1:
+        if group > 1 and not self.raw.l2norm:
             d_q, d_k = (x.unflatten(2, (self.H, group)).sum(3) for x in (d_q, d_k))
-        if d_g is not None and self.g is not None and self.g.dim() == 1:
-            d_g = d_g.sum((0, 1))
-        d_g = self.q.new_empty(0) if d_g is None or self.g is None else d_g.to(self.g.dtype)
-        d_beta = self.q.new_empty(0) if d_beta is None else d_beta
+        if self.segments is not None:
+            d_S0 = d_S0[begins]
         d_S0 = d_S0[..., : self.K, : self.V].contiguous()
-        return [d_q.to(self.q.dtype), d_k.to(self.k.dtype), d_v, d_g, d_beta, d_S0]
+        d_g, d_A_log, d_dt_bias = self._gates_back(d_g, d_A)
+        owed = (d_q.to(self.q.dtype), d_k.to(self.k.dtype), d_v, d_g, d_beta, d_S0, d_A_log, d_dt_bias)
+        return [self.q.new_empty(0) if x is None else x for x in owed]
+
+    def _scan_back(
+        self,
+        d_o: Tensor,
+        d_v: Tensor,
+        d_states: Tensor,
+        W: Tensor | None,
+        firsts: Tensor,
+        d_S1: Tensor,
+        d_S0: Tensor,
+    ) -> None:
+        kernel, settings = self._scan_by("scan_back")
+        buffers = self._chunks(self.P, self.Qs, self.Kd, self.Kg, self.rest)
+        self.launches.add(
+            kernel, (self.VP // settings["BV"], self.HV, len(d_S1)),
+            self.q, self.k, d_o, self.each, self.G, *buffers, self.rates, d_S1, *self.plan[:2], firsts,
+            d_v, d_S0, d_states, W, self.scale, self.chunks, self.H, self.HV, self.K, self.V,
+            VP=self.VP, **self.shared, **settings,
+        )  # fmt: skip
+
+    def _unit_back(self, x: Tensor, d: Tensor) -> Tensor:
+        d_x, tokens, rows = torch.empty_like(x), x.shape[0] * x.shape[1], 16
+        self.launches.add(
+            gradients.unit_back, (triton.cdiv(tokens, rows), self.H), x, d, d_x, tokens, self.H, self.HV, self.K,
+            KP=self.KP, BT=rows, num_warps=4,
+        )  # fmt: skip
+        return d_x
+
+    def _gates_back(self, d_g: Tensor | None, d_A: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of g, A_log and dt_bias."""
+        if d_g is None or self.g is None:
+            return None, None, None
+        if self.g.dim() == 1:
+            d_g = d_g.sum((0, 1))
+        _, A_log, dt_bias, *_ = self.raw
+        d_A_log = None if A_log is None or d_A is None else d_A.sum((1, 2)).to(A_log.dtype)
+        d_dt_bias = None if dt_bias is None else d_g.sum((0, 1), dtype=torch.float32).flatten().to(dt_bias.dtype)
+        return d_g.to(self.g.dtype), d_A_log, d_dt_bias

@@ -99,6 +99,16 @@ def chunk_decay(G, block, d, KP: tl.constexpr, GATE: tl.constexpr):
 
 
 @triton.jit
+def lengths(rates, block):
+    """1 / |q| and 1 / |k| of a chunk's tokens [C]; 1 where they enter as they are."""
+    i = tl.arange(0, C)
+    if rates is not None:
+        return tl.load(rates + block * (2 * C) + i), tl.load(rates + block * (2 * C) + C + i)
+    one = tl.full([C], 1.0, tl.float32)
+    return one, one
+
+
+@triton.jit
 def head_decays(G, block, GATE: tl.constexpr):
     """Of a gate per head [C]: decays from the chunk's start to each token, and from each token to the chunk's end."""
     i = tl.arange(0, C)

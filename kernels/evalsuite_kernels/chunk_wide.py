@@ -11,6 +11,7 @@ from evalsuite_kernels.chunk_tiles import (
     dot,
     halves,
     head_decays,
+    lengths,
     load_rows,
     load_tile,
     store_rows,
@@ -29,7 +30,7 @@ def _inputs(x, decayed, block, start, i, valid, H, head, d, K, KP: tl.constexpr,
 
 @triton.jit(do_not_specialize=COUNTS)
 def scan(
-    q, k, v, each, G, P, Qs, Kd, Kg, S0, starts, stops, firsts,
+    q, k, v, each, G, P, Qs, Kd, Kg, rates, S0, starts, stops, firsts,
     o, S1, states, X,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
@@ -62,8 +63,9 @@ def scan(
         r = load_rows(v, start, i, valid, HV, h, e, V, tl.float32)
         if GATE < 2:
             since, until = head_decays(G, block, GATE)
-            read *= since[:, None]
-            y *= (since * scale)[:, None]
+            of_q, of_k = lengths(rates, block)
+            read *= (since * of_k)[:, None]
+            y *= (since * of_q * scale)[:, None]
         if DELTA:
             r -= read
             if KEEP:
@@ -82,7 +84,7 @@ def scan(
 
 @triton.jit(do_not_specialize=COUNTS)
 def scan_back(
-    q, k, d_o, each, G, P, Qs, Kd, Kg, rest, d_S1, starts, stops, firsts,
+    q, k, d_o, each, G, P, Qs, Kd, Kg, rest, rates, d_S1, starts, stops, firsts,
     d_v, d_S0, d_states, W,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
@@ -121,8 +123,9 @@ def scan_back(
             taken = dr
         if GATE < 2:
             since, until = head_decays(G, block, GATE)
-            taken = dr * since[:, None]
-            dy *= (since * scale)[:, None]
+            of_q, of_k = lengths(rates, block)
+            taken = dr * (since * of_k)[:, None]
+            dy *= (since * of_q * scale)[:, None]
         store_rows(d_v, start, i, valid, HV, h, e, V, dr)
         tl.debug_barrier()
         for kb in range(0, KP, BK):

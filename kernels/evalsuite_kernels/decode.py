@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalsuite_kernels.arguments import INTERPRETED, expect
+from evalsuite_kernels.activations import sigmoid, softplus
+from evalsuite_kernels.arguments import INTERPRETED, expect, note
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHANGING = ["q", "k", "v", "g", "beta", "o", "slots", "conv_state", "taps", "A_log", "dt_bias", "norm_weight", "gate"]
@@ -36,19 +37,6 @@ def settings(K: int, V: int, whole: bool) -> tuple[int, int, int, int]:
     block = min(cols, 64, 8192 // rows)
     blocks = min(cols // block, 16384 // (rows * block)) if whole else 1
     return block, blocks, cols // (blocks * block) if whole else 1, min(4, max(1, rows * blocks * block // 2048))
-
-
-@triton.jit
-def _softplus(x):
-    """log(1 + exp(x)), exact to the last digits where it is small (Kahan's log1p)."""
-    e = tl.exp(-tl.abs(x))
-    u = 1.0 + e
-    return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -85,7 +73,7 @@ def _shift(window, conv_state, channel, mask, W: tl.constexpr, BW: tl.constexpr)
 @triton.jit
 def _activated(x, SILU: tl.constexpr, UNIT: tl.constexpr):
     if SILU:
-        x = x * _sigmoid(x)
+        x = x * sigmoid(x)
     if UNIT:
         x = x / tl.maximum(tl.sqrt(tl.sum(x * x)), 1e-12)
     return x
@@ -176,13 +164,13 @@ def _step(
             if beta is not None and j == 0:
                 strength = strength.to(tl.float32)
                 if SIGMOID:
-                    strength = beta_max * _sigmoid(strength)
+                    strength = beta_max * sigmoid(strength)
             if g is not None and j == 0:
                 decay = decay.to(tl.float32)
                 if A_log is not None:
                     if dt_bias is not None:
                         decay += bias.to(tl.float32)
-                    decay = -tl.exp(rate.to(tl.float32)) * _softplus(decay)
+                    decay = -tl.exp(rate.to(tl.float32)) * softplus(decay)
                 decay = tl.exp(decay)
                 if VECTOR:
                     decay = decay[:, None, None]
@@ -209,7 +197,7 @@ def _step(
             squares = tl.sum(tl.sum(tl.where(inside, out * out, 0.0), 1), 0)
             out = out * (1.0 / tl.sqrt(squares / V + eps)) * weight.to(tl.float32)
         if gate is not None:
-            out *= _sigmoid(opening.to(tl.float32))
+            out *= sigmoid(opening.to(tl.float32))
         if slots is not None:
             out = tl.where(slot >= 0, out, 0.0)
         tl.store(o + (b * HV + head) * V + every, out.to(o.dtype.element_ty), mask=inside)
@@ -238,6 +226,7 @@ def _decode_step(
     eps: float,
     gate: Tensor | None,
 ) -> Tensor:
+    note("linear_attention" if beta is None else "delta_rule", "triton")
     (B, H, K), (HV, V) = q.shape, v.shape[1:]
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
     if not B * HV:

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import expect, offsets
+from evalsuite_kernels.arguments import Raw, expect, note, offsets
 from evalsuite_kernels.chunk_run import Run
 from evalsuite_kernels.decode import decode_step
 
 
-def recurrence(
+def recurrence(  # noqa: PLR0913 - the public operators' arguments
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -20,6 +20,8 @@ def recurrence(
     scale: float,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
+    raw: Raw = Raw(),  # noqa: B008 - a constant
+    segment: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`delta_rule`, or without beta `linear_attention`: o [B, T, HV, V] in v's dtype and the last states in fp32."""
     B, T, _, K = q.shape
@@ -35,15 +37,39 @@ def recurrence(
         state = initial_state.float().clone(memory_format=torch.contiguous_format)
         gate = g if g is None or g.dim() == 1 else g[:, 0]
         step = (q[:, 0], k[:, 0], v[:, 0], gate, None if beta is None else beta[:, 0], state)
-        return decode_step(*step, scale=scale)[:, None], state
-    return torch.ops.evalsuite.recurrence(q, k, v, g, beta, initial_state.float(), cu_seqlens, scale)
+        named = {"beta_sigmoid" if name == "sigmoid" else name: x for name, x in raw._asdict().items()}
+        return decode_step(*step, scale=scale, **named)[:, None], state
+    return torch.ops.evalsuite.recurrence(
+        q, k, v, g, beta, initial_state.float(), cu_seqlens, raw.A_log, raw.dt_bias, scale, raw.l2norm, raw.sigmoid,
+        raw.beta_max, segment,
+    )  # fmt: skip
+
+
+def _name(beta: Tensor | None) -> str:
+    return "linear_attention" if beta is None else "delta_rule"
 
 
 @torch.library.custom_op("evalsuite::recurrence", mutates_args=())
-def _recurrence(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor, cu: Tensor | None, scale: float
+def _recurrence(  # noqa: PLR0913, PLR0917 - an operator takes no tuples
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    S: Tensor,
+    cu: Tensor | None,
+    A_log: Tensor | None,
+    dt_bias: Tensor | None,
+    scale: float,
+    l2norm: bool,
+    sigmoid: bool,
+    beta_max: float,
+    segment: int,
 ) -> tuple[Tensor, Tensor]:
-    o, last, _ = Run(q, k, v, g, beta, S, cu, scale, keep=False).forward()
+    raw = Raw(l2norm, A_log, dt_bias, sigmoid, beta_max)
+    run = Run(q, k, v, g, beta, S, cu, scale, raw, segment=segment, keep=False)
+    note(_name(beta), run.language)
+    o, last, _ = run.forward()
     assert o is not None
     return o, last
 
@@ -63,32 +89,42 @@ def _recurrence_back(  # noqa: PLR0913, PLR0917 - the forward pass's arguments a
     beta: Tensor | None,
     S: Tensor,
     cu: Tensor | None,
+    A_log: Tensor | None,
+    dt_bias: Tensor | None,
     scale: float,
+    l2norm: bool,
+    sigmoid: bool,
+    beta_max: float,
+    segment: int,
     d_o: Tensor,
     d_S: Tensor,
 ) -> list[Tensor]:
-    return Run(q, k, v, g, beta, S, cu, scale, keep=True).backward(d_o, d_S)
+    raw = Raw(l2norm, A_log, dt_bias, sigmoid, beta_max)
+    run = Run(q, k, v, g, beta, S, cu, scale, raw, segment=segment, keep=True)
+    note(_name(beta) + " backward", run.language)
+    return run.backward(d_o, d_S)
 
 
 @_recurrence_back.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    q, *_ = inputs
-    return [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:6]]
+    q = inputs[0]
+    return [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (*inputs[:6], *inputs[7:9])]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, scale = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.scale = scale
+    ctx.save_for_backward(*inputs[:9])
+    ctx.rest = inputs[9:]
 
 
 def _backward(ctx: Any, d_o: Tensor | None, d_S: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, g, beta, S, cu = ctx.saved_tensors
+    tensors = ctx.saved_tensors
+    v, S = tensors[2], tensors[5]
     d_o = v.new_zeros(v.shape) if d_o is None else d_o
     d_S = torch.zeros_like(S) if d_S is None else d_S
-    grads = torch.ops.evalsuite.recurrence_back(q, k, v, g, beta, S, cu, ctx.scale, d_o, d_S)
-    d_q, d_k, d_v, d_g, d_beta, d_S0 = grads
-    return d_q, d_k, d_v, None if g is None else d_g, None if beta is None else d_beta, d_S0, None, None
+    grads = torch.ops.evalsuite.recurrence_back(*tensors, *ctx.rest, d_o, d_S)
+    owed = iter(grads)
+    kept = [None if i == 6 else next(owed) for i in range(len(tensors))]  # bounds of sequences are owed nothing
+    return (*(None if x is None else d for x, d in zip(tensors, kept, strict=True)), *(None for _ in ctx.rest))
 
 
 _recurrence.register_autograd(_backward, setup_context=_save)

@@ -14,6 +14,21 @@ copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_t
 meet = getattr(gl, "barrier", None) or gl.thread_barrier
 
 
+if hasattr(gl.shared_memory_descriptor, "reinterpret"):
+
+    @gluon.jit
+    def seen(tile, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
+        """The same shared memory as other tiles."""
+        return tile.reinterpret(dtype, shape, layout)
+
+else:
+
+    @gluon.jit
+    def seen(tile, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
+        """The same shared memory as other tiles."""
+        return tile._reinterpret(dtype, shape, layout)
+
+
 def aligned(x: Tensor) -> bool:
     """Whether TMA can read x, every row of it as the whole."""
     *steps, one = x.stride()
@@ -41,3 +56,25 @@ def clear(tile, count):
     i = gl.arange(0, 64, gl.SliceLayout(1, L))
     x = tile.load(L)
     tile.store(gl.where((i < count)[:, None], x, gl.zeros_like(x)))
+
+
+@gluon.jit
+def exp2(x):
+    """Without numbers below 2^-126, which take four times as long."""
+    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def halves(x):
+    """A number in fp32 as the sum of two in bf16; as assembly, or numbers are converted one by one, at a quarter of the
+    speed of pairs."""
+    return gl.inline_asm_elementwise(
+        """{ .reg .f32 a, b;
+        cvt.rn.bf16x2.f32 $0, $3, $2;
+        shl.b32 a, $0, 16;
+        and.b32 b, $0, 0xffff0000;
+        sub.f32 a, $2, a;
+        sub.f32 b, $3, b;
+        cvt.rn.bf16x2.f32 $1, b, a; }""",
+        "=r,=r,f,f", [x], dtype=(gl.bfloat16, gl.bfloat16), is_pure=True, pack=2,
+    )  # fmt: skip

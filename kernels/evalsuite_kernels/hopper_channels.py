@@ -1,4 +1,4 @@
-"""The products of a gate per channel on Hopper's tensor cores, in Gluon: layouts, shared memory and wgmma by hand.
+"""A chunk under a gate per channel on Hopper's tensor cores, in Gluon: all that knows no state, in one kernel.
 
 Of 64 tokens each of four warps holds 16 rows, and all that is done to rows happens in registers, in the layout of a
 wgmma's result, which is that of its left operand too. Running sums of gates are products with triangles of ones.
@@ -8,9 +8,20 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
-from evalsuite_kernels.gluon import copy, meet
+from evalsuite_kernels.gluon import copy, exp2, halves, meet, seen
+from evalsuite_kernels.hopper_solve import (
+    PAIRS,
+    SHARED,
+    C,
+    inverse,
+    length,
+    lines,
+    put,
+    softplus,
+    strengths,
+    times,
+)
 
-C = gl.constexpr(64)
 LOG2E = gl.constexpr(1.4426950408889634)
 FAR = gl.constexpr(100.0)  # in bits: keys times 2^100 and rows times 2^-100 are normal numbers of bf16
 
@@ -24,139 +35,186 @@ def _rows(x, start, heads, head, K: gl.constexpr, L: gl.constexpr):
 
 
 @gluon.jit
-def _sums(part, steps, TERMS: gl.constexpr, SUMS: gl.constexpr):
-    """Of the steps those that each row's decay takes, as `part` [C, C] says; in units of log 2."""
+def _steps(g, A_log, dt_bias, start, stop, h, HV, steps, L: gl.constexpr):
+    """The gates of a chunk to `steps` [terms, C, K], as the sum of as many terms in bf16."""
+    TERMS: gl.constexpr = steps.shape[0]
     K: gl.constexpr = steps.shape[2]
-    acc = gl.zeros([C, K], gl.float32, SUMS)
+    i = gl.arange(0, C, gl.SliceLayout(1, L))[:, None]
+    step = gl.load(_rows(g, start, HV, h, K, L), mask=start + i < stop, other=0.0).to(gl.float32)
+    if A_log is not None:
+        if dt_bias is not None:
+            step += gl.load(dt_bias + h * K + gl.arange(0, K, gl.SliceLayout(0, L))).to(gl.float32)[None, :]
+        step = softplus(step) * -gl.exp(gl.load(A_log + h).to(gl.float32))
+        step = gl.where(start + i < stop, step, 0.0)
+    step = gl.maximum(step, -1000.0)  # decays to 0 already; the sums stay finite
     for term in gl.static_range(TERMS):
-        acc = hopper.warpgroup_mma(part, steps.index(term), acc, use_acc=term > 0, is_async=False)
+        steps.index(term).store(step.to(gl.bfloat16))
+        step -= step.to(gl.bfloat16).to(gl.float32)
+
+
+@gluon.jit
+def _sums(these, one, steps, L: gl.constexpr):
+    """Of the steps of a chunk those that each row takes, as `these` [C, C] says; in units of log 2.
+
+    `one` is 1, and no compiler knows: ptxas 12.8 writes constants of a left operand after its product has begun.
+    """
+    TERMS: gl.constexpr = steps.shape[0]
+    K: gl.constexpr = steps.shape[2]
+    part = gl.where(these, one, 1.0 - one).to(gl.bfloat16)
+    acc = gl.zeros([C, K], gl.float32, L)
+    for term in gl.static_range(TERMS):
+        acc = hopper.warpgroup_mma(part, steps.index(term), acc, use_acc=term > 0, is_async=True)
+    acc, part = hopper.warpgroup_mma_wait(0, [acc, part])
     return acc * LOG2E
 
 
 @gluon.jit
-def _meet(
-    p, b, part, masks, xs, ys, steps, keys, rest,
-    DELTA: gl.constexpr, TERMS: gl.constexpr, SUMS: gl.constexpr, PAIRS: gl.constexpr,
-):  # fmt: skip
-    """Add to P and B what meets at the start of blocks of 16, or where two of 16, or of 32, meet."""
+def _products(here, xs, ys, keys, NEAR: gl.constexpr, DELTA: gl.constexpr, L: gl.constexpr):
+    """Products of q and k [C, C] and, under the delta rule, of k and k, where rows decayed by `here` [C, K] and keys
+    too, or with NEAR, keys decayed up by as much."""
     A: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
-    n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
-    m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
-    here = _sums(masks.index(part), steps, TERMS, SUMS)
-    decay = gl.exp2(here)
-    z = ys.load(SUMS).to(gl.float32) * gl.where(part == 0, gl.exp2(gl.minimum(-here, FAR)), decay)
+    decay = exp2(here)
+    y = ys.load(L).to(gl.float32)
+    row = y * decay
+    z = row
+    if NEAR:
+        z = y * exp2(gl.minimum(-here, FAR))
     meet()  # the keys before have been read
-    keys.store(z.to(gl.bfloat16))
+    high, low = halves(z)
+    keys.index(0).store(high)
     if DELTA:
-        rest.store((z - z.to(gl.bfloat16).to(gl.float32)).to(gl.bfloat16))
+        keys.index(1).store(low)
     hopper.fence_async_shared()
     meet()
-    x = gl.convert_layout((xs.load(SUMS).to(gl.float32) * decay).to(gl.bfloat16), A)
-    key = keys.permute((1, 0))
+    x = gl.convert_layout((xs.load(L).to(gl.float32) * decay).to(gl.bfloat16), A)
+    key = keys.index(0).permute((1, 0))
     none = gl.zeros([C, C], gl.float32, PAIRS)
-    level = part + 3
-    meets = gl.where(part == 0, (n >> 4) == (m >> 4), ((n >> level) ^ 1) == (m >> level)) & (n >= m)
-    p_ = hopper.warpgroup_mma(x, key, none, use_acc=False, is_async=True)
+    p = hopper.warpgroup_mma(x, key, none, use_acc=False, is_async=True)
+    b = none
     if DELTA:  # P is to be multiplied by T, whose parts cancel it
-        p_ = hopper.warpgroup_mma(x, rest.permute((1, 0)), p_, is_async=True)
-        row = gl.convert_layout((ys.load(SUMS).to(gl.float32) * decay).to(gl.bfloat16), A)
-        b_ = hopper.warpgroup_mma(row, key, none, use_acc=False, is_async=True)
-        p_, b_ = hopper.warpgroup_mma_wait(0, [p_, b_])
-        b = gl.where(meets, b_, b)
+        p = hopper.warpgroup_mma(x, keys.index(1).permute((1, 0)), p, is_async=True)
+        y = gl.convert_layout(row.to(gl.bfloat16), A)
+        b = hopper.warpgroup_mma(y, key, b, use_acc=False, is_async=True)
+        p, b, x, y = hopper.warpgroup_mma_wait(0, [p, b, x, y])
     else:
-        p_ = hopper.warpgroup_mma_wait(0, [p_])
-    return gl.where(meets, p_, p), b
+        p, x = hopper.warpgroup_mma_wait(0, [p, x])
+    return p, b
 
 
-@gluon.jit
-def _store(x, to, tile, L: gl.constexpr, K: gl.constexpr):
-    """x to the tile [C, K] at `to`, through shared memory for whole lines."""
-    tile.store(x.to(gl.bfloat16))
-    i = gl.arange(0, C, gl.SliceLayout(1, L))[:, None]
-    d = gl.arange(0, K, gl.SliceLayout(0, L))[None, :]
-    gl.store(to + i * K + d, tile.load(L))
-
-
-@gluon.jit(do_not_specialize=["chunks", "H", "HV", "keep"])
+@gluon.jit(do_not_specialize=["chunks", "H", "HV"])
 def channel_blocks(
-    q, k, g, parts, starts, stops,
-    G, D, P, B, Qs, Kd, Kg, slow,
-    scale, chunks, H, HV, keep,
-    K: gl.constexpr, DELTA: gl.constexpr, TERMS: gl.constexpr,
+    q, k, g, beta, A_log, dt_bias, starts, stops,
+    G, D, P, Qs, Kd, Kg, B, T, each, rest, rates,
+    scale, beta_max, chunks, H, HV,
+    K: gl.constexpr, DELTA: gl.constexpr, TERMS: gl.constexpr, SCALED: gl.constexpr, UNIT: gl.constexpr,
+    SIGMOID: gl.constexpr,
 ):  # fmt: skip
-    """What `channel_gates` and `channel_levels` give, and D [HV, chunks, K], the decay of whole chunks.
+    """What the scan reads: P, Qs, Kd and Kg; of the delta rule P T and T^T Kg in the place of P and Kg, as `fold` makes
+    them; and D [HV, chunks, K], the decay of whole chunks. G, B, T, `each` and `rest` are None where nobody reads them.
 
     Inside blocks of 16 rows and keys meet at the block's start, from where keys decay up. A row may use them while its
-    own decay since then is no less than 2^-FAR in every channel: a property of the row and its past alone. `slow`
-    [HV, chunks, C] names the others, whose products there `channel_rest` makes. G is stored for them and, with `keep`,
-    for the backward pass.
+    own decay since then is no less than 2^-FAR in every channel: a property of the row and its past alone. The few
+    others meet keys there as all do further on: at borders of doubling blocks, both decaying (`vector.py`).
     """
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
-    PAIRS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     c, h = gl.program_id(0), gl.program_id(1)
     head = h // (HV // H)
     start, stop = gl.load(starts + c), gl.load(stops + c)
     block = (h * chunks + c).to(gl.int64)
-    xs = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)
-    ys = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)
-    keys = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)
-    rest = gl.allocate_shared_memory(gl.bfloat16, [C, K], SHARED)  # what rounding takes from the keys
+    both = gl.allocate_shared_memory(gl.bfloat16, [256 // K, C, K], SHARED)
+    xs, ys = both.index(0), both.index(1)
+    tiles = seen(both, gl.bfloat16, [4, C, C], SHARED)  # once q and k have been read
+    keys = gl.allocate_shared_memory(gl.bfloat16, [2 if DELTA else 1, C, K], SHARED)
     steps = gl.allocate_shared_memory(gl.bfloat16, [TERMS, C, K], SHARED)
-    masks = gl.allocate_shared_memory(gl.bfloat16, [3, C, C], SHARED)  # so that a GPU's processor has room for two
-    MASK: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     i = gl.arange(0, C, gl.SliceLayout(1, ROWS))[:, None]
-    for part in gl.static_range(3):
-        copy(masks.index(part), _rows(parts + part * C * C, start * 0, 1, 0, C, MASK))
     copy(xs, _rows(q, start, H, head, K, ROWS), mask=start + i < stop)
     copy(ys, _rows(k, start, H, head, K, ROWS), mask=start + i < stop)
     hopper.async_copy.commit_group()
-    step = gl.load(_rows(g, start, HV, h, K, ROWS), mask=start + i < stop, other=0.0)
-    step = gl.maximum(step.to(gl.float32), -1000.0)  # decays to 0 already; the sums stay finite
-    for term in gl.static_range(TERMS):  # bf16 is one; fp32 is the sum of three
-        steps.index(term).store(step.to(gl.bfloat16))
-        step -= step.to(gl.bfloat16).to(gl.float32)
+    _steps(g, A_log, dt_bias, start, stop, h, HV, steps, ROWS)
     hopper.async_copy.wait_group(0)
     hopper.fence_async_shared()
+    meet()
 
     n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
     m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
-    p = gl.zeros([C, C], gl.float32, PAIRS)
-    b = gl.zeros([C, C], gl.float32, PAIRS)
-    meet()
-    least = gl.min(_sums(masks.index(0), steps, TERMS, SUMS), 1)
-    for part in range(3):
-        p, b = _meet(p, b, part, masks, xs, ys, steps, keys, rest, DELTA, TERMS, SUMS, PAIRS)
-    meet()  # the masks have been read
-    for part in gl.static_range(2):
-        copy(masks.index(part), _rows(parts + (3 + part) * C * C, start * 0, 1, 0, C, MASK))
-    hopper.async_copy.commit_group()
-    to = block * (C * C) + n * C + m
-    lower = ((n >> 4) >= (m >> 4)) | (not DELTA)
-    gl.store(P + to, (p * scale).to(P.dtype.element_ty), mask=lower)
-    if DELTA:
-        gl.store(B + to, b, mask=lower)
-    i = gl.arange(0, C, gl.SliceLayout(1, SUMS))
-    gl.store(slow + block * C + i, (least < -FAR).to(gl.int8))
-    first = gl.where((keep > 0) | (gl.min(least, 0) < -FAR), 0, C)
+    row = gl.arange(0, C, gl.SliceLayout(1, LEFT))[:, None]
+    step = gl.arange(0, C, gl.SliceLayout(0, LEFT))[None, :]
+    one = gl.where(start < stop, 1.0, 0.0)
+    here = _sums((row >> 4 == step >> 4) & (step <= row), one, steps, SUMS)
+    least = gl.min(here, 1)
+    slow = gl.convert_layout(least, gl.SliceLayout(1, PAIRS))[:, None] < -FAR
+    p, b = _products(here, xs, ys, keys, True, DELTA, SUMS)
+    near = (n >> 4 == m >> 4) & (n >= m) & (slow == 0)
+    p, b = gl.where(near, p, 0.0), gl.where(near, b, 0.0)
+    first = 4
+    if gl.min(least, 0) < -FAR:
+        first = 0
+        own = gl.sum(xs.load(SUMS).to(gl.float32) * ys.load(SUMS).to(gl.float32), 1)
+        p = gl.where((n == m) & slow, gl.convert_layout(own, gl.SliceLayout(1, PAIRS))[:, None], p)
+    for level in range(first, 6):
+        these = (row >> level == step >> level) & (((row >> level) & 1 == 1) == (step <= row))
+        here = _sums(these, one, steps, SUMS)
+        p_, b_ = _products(here, xs, ys, keys, False, DELTA, SUMS)
+        meet_ = (((n >> level) ^ 1) == (m >> level)) & (n > m) & ((level >= 4) | slow)
+        p, b = gl.where(meet_, p_, p), gl.where(meet_, b_, b)
 
     base = block * (C * K)
-    hopper.async_copy.wait_group(0)
-    hopper.fence_async_shared()
-    meet()
-    here = _sums(masks.index(0), steps, TERMS, SUMS)
-    decay = gl.exp2(here)
-    d = gl.arange(0, K, gl.SliceLayout(0, SUMS))
-    gl.store(G + base + i[:, None] * K + d[None, :], here, mask=i[:, None] >= first)
-    gl.store(D + block * K + d[None, :] + 0 * i[:, None], decay, mask=i[:, None] == C - 1)
-    y = ys.load(SUMS).to(gl.float32)
-    meet()  # the tiles have been read
-    _store(xs.load(SUMS).to(gl.float32) * (decay * scale), Qs + base, keys, ROWS, K)
+    here = _sums(step <= row, one, steps, SUMS)
+    decay = exp2(here)
+    r = gl.arange(0, C, gl.SliceLayout(1, SUMS))[:, None]
+    d = gl.arange(0, K, gl.SliceLayout(0, SUMS))[None, :]
+    if G is not None:
+        gl.store(G + base + r * K + d, here)
+    gl.store(D + block * K + d + 0 * r, decay, mask=r == C - 1)
+    x, y = xs.load(SUMS).to(gl.float32), ys.load(SUMS).to(gl.float32)
+    if UNIT:
+        of_q, of_k = length(x), length(y)
+        gl.store(rates + block * (2 * C) + gl.arange(0, C, gl.SliceLayout(1, SUMS)), of_q)
+        gl.store(rates + block * (2 * C) + C + gl.arange(0, C, gl.SliceLayout(1, SUMS)), of_k)
+        x, y = x * of_q[:, None], y * of_k[:, None]
+        of_q, of_k = (
+            gl.convert_layout(of_q, gl.SliceLayout(1, PAIRS)),
+            gl.convert_layout(of_k, gl.SliceLayout(1, PAIRS)),
+        )
+        across = gl.convert_layout(of_k, gl.SliceLayout(0, PAIRS))[None, :]
+        p, b = p * (of_q[:, None] * across), b * (of_k[:, None] * across)
+    p *= scale
+    meet()  # q and the keys have been read
+    lines(x * (decay * scale), Qs + base, keys.index(0))
     if DELTA:
-        _store(y * decay, Kd + base, xs, ROWS, K)
-    y *= gl.exp2(_sums(masks.index(1), steps, TERMS, SUMS))
-    if DELTA:  # to be folded first
-        gl.store(Kg + base + i[:, None] * K + d[None, :], y)
+        lines(y * decay, Kd + base, xs)
+    y *= exp2(_sums(step > row, one, steps, SUMS))
+    if not DELTA:
+        meet()  # k has been read
+        lines(y, Kg + base, ys)
+        lines(p, P + block * (C * C), tiles.index(0))
     else:
-        _store(y, Kg + base, ys, ROWS, K)
+        meet()  # Qs has left
+        put(y, keys, 0)
+        strength = strengths(beta, start, stop, h, HV, beta_max, SIGMOID)
+        i = gl.arange(0, C, gl.SliceLayout(1, PAIRS))
+        if each is not None:
+            gl.store(each + block * C + i, strength)
+        few = gl.allocate_shared_memory(gl.float32, [C, 16], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+        t = inverse(gl.where(n > m, b * strength[:, None], 0.0), few, tiles)
+        if T is not None:
+            to = block * (C * C) + n * C + m
+            gl.store(B + to, b, mask=n > m)
+            gl.store(T + to, t, mask=(n >> 4) >= (m >> 4))
+        if SCALED:
+            t *= gl.convert_layout(strength, gl.SliceLayout(0, PAIRS))[None, :]
+        put(t, tiles, 0)
+        p = times(p, tiles, 0)
+        late = gl.zeros([C, K], gl.float32, SUMS)
+        high, low = tiles.index(0).permute((1, 0)), tiles.index(1).permute((1, 0))
+        late = hopper.warpgroup_mma(low, keys.index(0), late, use_acc=False, is_async=True)
+        late = hopper.warpgroup_mma(high, keys.index(1), late, is_async=True)
+        late = hopper.warpgroup_mma(high, keys.index(0), late, is_async=True)
+        late = hopper.warpgroup_mma_wait(0, [late])
+        meet()  # tiles and keys have been read
+        lines(p, P + block * (C * C), tiles.index(2))
+        lines(late, Kg + base, keys.index(0))
+        if rest is not None:
+            lines(late - late.to(gl.bfloat16).to(gl.float32), rest + base, keys.index(1))

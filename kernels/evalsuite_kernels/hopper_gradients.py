@@ -6,6 +6,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
 from evalsuite_kernels.gluon import copy, meet
+from evalsuite_kernels.hopper_solve import softplus
 
 C = gl.constexpr(64)
 D = gl.constexpr(64)  # channels in a program
@@ -31,7 +32,7 @@ def _put(x, to, tile, mask, L: gl.constexpr):
 
 
 @gluon.jit
-def _pairs(dx, dk, dG, xs, ys, tiles, G, slow, step, scale, K, DELTA: gl.constexpr, L: gl.constexpr):
+def _pairs(dx, dk, dG, xs, ys, tiles, G, slow, of_q, of_k, step, K, DELTA: gl.constexpr, L: gl.constexpr):
     """Add what rows and keys of a chunk owe where they meet: at levels 0 to 3, slow rows alone; at the start of their
     block of 16, all others; at levels 4 and 5.
 
@@ -48,7 +49,7 @@ def _pairs(dx, dk, dG, xs, ys, tiles, G, slow, step, scale, K, DELTA: gl.constex
     border = (gl.where(near, (i >> 4) << 4, ((i >> level) | 1) << level) - 1)[:, None]
     there = gl.load(G + border * K + m, mask=border + 0 * m >= 0, other=0.0)
     since = gl.exp2(-gl.abs(gl.load(G + n * K + m) - there))
-    y = ys.load(L).to(gl.float32)
+    y = ys.load(L).to(gl.float32) * of_k[:, None]
     rows = meets & (n > m) & ((step > 4) | (mine != near))
     keys = meets & (n < m) & ((step > 4) | (theirs != near))
     meet()  # the tiles have been read
@@ -56,7 +57,7 @@ def _pairs(dx, dk, dG, xs, ys, tiles, G, slow, step, scale, K, DELTA: gl.constex
     zero = gl.zeros_like(p)
     dp_rows.store(gl.where(rows, p, zero))
     dp_keys.store(gl.where(keys, p, zero))
-    late.store((xs.load(L).to(gl.float32) * (since * scale)).to(gl.bfloat16))
+    late.store((xs.load(L).to(gl.float32) * (since * of_q[:, None])).to(gl.bfloat16))
     if DELTA:
         p = da.load(L)
         da_rows.store(gl.where(rows, p, zero))
@@ -86,8 +87,8 @@ def _pairs(dx, dk, dG, xs, ys, tiles, G, slow, step, scale, K, DELTA: gl.constex
 
 @gluon.jit(do_not_specialize=["chunks", "H", "HV"])
 def channel_back(
-    q, k, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
-    d_q, d_k, d_g,
+    q, k, g, A_log, dt_bias, rates, G, d_o, d_v, states, d_states, R, d_P, d_B, starts, stops,
+    d_q, d_k, d_g, d_A,
     scale, chunks, H, HV,
     K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr,
 ):  # fmt: skip
@@ -145,7 +146,12 @@ def channel_back(
     if DELTA:
         copy(da, _tile(d_B + block * (C * C), start * 0, C, LINES))
     hopper.async_copy.commit_group()
-    x, y = xs.load(L).to(gl.float32) * scale, ys.load(L).to(gl.float32)
+    of_q = gl.full([C], scale, gl.float32, gl.SliceLayout(1, L))
+    of_k = gl.full([C], 1.0, gl.float32, gl.SliceLayout(1, L))
+    if rates is not None:
+        of_q *= gl.load(rates + block * (2 * C) + i)
+        of_k *= gl.load(rates + block * (2 * C) + C + i)
+    x, y = xs.load(L).to(gl.float32) * of_q[:, None], ys.load(L).to(gl.float32) * of_k[:, None]
     since = gl.exp2(here)
     dx *= since
     dk *= -since
@@ -169,7 +175,7 @@ def channel_back(
         tiles.index(5), tiles.index(6), tiles.index(7), tiles.index(8),
     )  # fmt: skip
     for step in range(gl.where(gl.max(slow, 0) > 0, 0, 4), 7):
-        dx, dk, dG = _pairs(dx, dk, dG, xs, ys, used, G, slow, step, scale, K, DELTA, L)
+        dx, dk, dG = _pairs(dx, dk, dG, xs, ys, used, G, slow, of_q, of_k, step, K, DELTA, L)
 
     # a gate is owed by all that comes after it: a product with a triangle of ones
     meet()
@@ -183,6 +189,14 @@ def channel_back(
     for term in gl.static_range(3):
         dg = hopper.warpgroup_mma(tiles.index(3), tiles.index(term), dg, is_async=True)
     dg = hopper.warpgroup_mma_wait(0, [dg])
+    if A_log is not None:
+        z = gl.load(_tile(g + own, start, HV * K, L), mask=start + n < stop, other=0.0).to(gl.float32)
+        if dt_bias is not None:
+            z += gl.load(dt_bias + own + d).to(gl.float32)[None, :]
+        rate = -gl.exp(gl.load(A_log + h).to(gl.float32))
+        share = gl.where(start + n < stop, rate * softplus(z) * dg, 0.0)
+        gl.store(d_A + block * (K // D) + kb, gl.sum(gl.sum(share, 1), 0))
+        dg *= rate / (1.0 + gl.exp(-z))
     if d_g.dtype.element_ty == gl.bfloat16:
         _put(dg, _tile(d_g + own, start, HV * K, LINES), xs, valid, LINES)
     else:

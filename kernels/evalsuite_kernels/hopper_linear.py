@@ -20,8 +20,9 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from evalsuite_kernels.activations import softplus
 from evalsuite_kernels.chunk_tiles import LOG2E
-from evalsuite_kernels.gluon import bring, clear, meet
+from evalsuite_kernels.gluon import bring, clear, exp2, meet
 
 C = gl.constexpr(64)
 BLOCK = gl.constexpr(64)  # columns of the state in a program
@@ -34,24 +35,25 @@ def describe_gates(G: Tensor | None) -> TensorDescriptor | None:
 
 
 @triton.jit(do_not_specialize=["chunks", "HV", "gt", "gh"])
-def gates(g, G, starts, stops, chunks, HV, gt, gh, HEADS: tl.constexpr):
+def gates(g, A_log, dt_bias, G, starts, stops, chunks, HV, gt, gh, HEADS: tl.constexpr):
     """G [HV, chunks, 4, C]: a gate's running sums in units of log 2, since, until, and a row to fill."""
     c, h = tl.program_id(0), tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
     i = tl.arange(0, 64)[:, None]
     tokens, there = tl.load(starts + c) + i, h < HV
-    x = tl.load(g + tokens.to(tl.int64) * gt + h * gh, mask=there & (tokens < tl.load(stops + c)), other=0.0)
+    valid = there & (tokens < tl.load(stops + c))
+    x = tl.load(g + tokens.to(tl.int64) * gt + h * gh, mask=valid, other=0.0)
+    if A_log is not None:
+        x = x.to(tl.float32)
+        if dt_bias is not None:
+            x += tl.load(dt_bias + h, mask=there, other=0.0).to(tl.float32)
+        rate = tl.exp(tl.load(A_log + h, mask=there, other=0.0).to(tl.float32))
+        x = tl.where(valid, -rate * softplus(x), 0.0)
     here = tl.cumsum(tl.maximum(x.to(tl.float32), -1000.0) * LOG2E, 0)  # decays to 0 already; the sums stay finite
     last = tl.sum(tl.where(i == 63, here, 0.0), 0)[None, :]
     to = G + (h * chunks + c).to(tl.int64) * 256 + i
     tl.store(to, here, mask=there)
     tl.store(to + 64, tl.exp2(here), mask=there)
     tl.store(to + 128, tl.exp2(last - here), mask=there)
-
-
-@gluon.jit
-def _exp2(x):
-    """Without numbers below 2^-126, which take as long as all else in it."""
-    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -243,7 +245,7 @@ def outputs(
         if GATE == 1:
             here = gates.slice(0, C)
             i, j = here.load(gl.SliceLayout(0, TOKENS)), here.load(gl.SliceLayout(1, TOKENS))
-            decay = _exp2(gl.where(past, i[None, :] - j[:, None], float("-inf")))
+            decay = exp2(gl.where(past, i[None, :] - j[:, None], float("-inf")))
             since = gates.slice(C, C).load(gl.SliceLayout(0, TOKENS))
             P, Y, decay = hopper.warpgroup_mma_wait(0, [P, Y, decay])  # all: else the decays are made after it
             P = P * decay

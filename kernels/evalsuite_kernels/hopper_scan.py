@@ -60,7 +60,7 @@ def _write(o, y, start, stop, value, HV, V: gl.constexpr):
 
 @gluon.jit
 def _consume(
-    o, S0, S1, G, tiles, y, bars, chunks, value, at, scale, HV,
+    o, S0, S1, G, rates, tiles, y, bars, chunks, value, at, scale, HV,
     K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr, GATE: gl.constexpr,
 ):  # fmt: skip
     """Tensor cores are given work as early as it is ready; the chunk before is written out meanwhile."""
@@ -86,6 +86,10 @@ def _consume(
         gates = G + (row + first).to(gl.int64) * C
         here = gl.load(gates + token, mask=token < C * there.to(gl.int32), other=0.0)
         last = gl.load(gates + C - 1, mask=there, other=0.0)
+    if rates is not None:
+        lengths = rates + (row + first).to(gl.int64) * (2 * C)
+        of_q = gl.load(lengths + token, mask=token < C * there.to(gl.int32), other=0.0)
+        of_k = gl.load(lengths + C + token, mask=token < C * there.to(gl.int32), other=0.0)
     for c in range(first, end):
         slot = (c - first) % STAGES
         ahead = gl.minimum(c + 1, end - 1)
@@ -108,15 +112,21 @@ def _consume(
             X = hopper.warpgroup_mma(before, kd.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
         Y = hopper.warpgroup_mma(before, q_.permute((1, 0)), none, use_acc=False, is_async=True)
         r = v_.permute((1, 0)).load(TOKENS)
+        since = gl.full([C], 1.0, gl.float32, gl.SliceLayout(0, TOKENS))
         if GATE == 1:
             since = gl.exp2(here)
             gates = G + (row + ahead).to(gl.int64) * C
             here = gl.load(gates + token)
             last = gl.load(gates + C - 1)
+        by_q, by_k = since * scale, since
+        if rates is not None:
+            by_q, by_k = by_q * of_q, by_k * of_k
+            lengths = rates + (row + ahead).to(gl.int64) * (2 * C)
+            of_q, of_k = gl.load(lengths + token), gl.load(lengths + C + token)
         if DELTA:
             X = hopper.warpgroup_mma_wait(1, [X])
-            if GATE == 1:
-                X = X * since[None, :]
+            if GATE < 2:
+                X = X * by_k[None, :]
             x = r.to(gl.float32) - X
             r = x.to(gl.bfloat16)
         S = hopper.warpgroup_mma(gl.convert_layout(r, OF_STATE), k_, S, is_async=True)
@@ -125,7 +135,7 @@ def _consume(
             S = hopper.warpgroup_mma(gl.convert_layout(x.to(gl.bfloat16), OF_STATE), k_, S, is_async=True)
         if GATE < 2:
             Y = hopper.warpgroup_mma_wait(2 if DELTA and GATE == 0 else 1, [Y])
-            Y = Y * (since * scale)[None, :] if GATE == 1 else Y * scale
+            Y = Y * by_q[None, :]
         r = gl.convert_layout(r, OF_TOKENS)
         Y = hopper.warpgroup_mma(r, ps.index(slot).permute((1, 0)), Y, is_async=True)
         _write(o, y, start - C, gl.where(c > first, start, start - C), value, HV, V)  # all but a last chunk are whole
@@ -139,7 +149,7 @@ def _consume(
 
 @gluon.jit(do_not_specialize=["chunks", "H", "HV"])
 def scan(
-    q, k, v, P, Qs, Kd, Kg, G, S0, starts, stops, firsts,
+    q, k, v, P, Qs, Kd, Kg, G, rates, S0, starts, stops, firsts,
     o, S1,
     scale, chunks, H, HV,
     K: gl.constexpr, V: gl.constexpr, DELTA: gl.constexpr, GATE: gl.constexpr, STAGES: gl.constexpr,
@@ -173,7 +183,7 @@ def scan(
     chunks_ = (starts, stops, first, end, h * chunks)
     gl.warp_specialize(
         [
-            (_consume, (o, S0, S1, G, tiles, y, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
+            (_consume, (o, S0, S1, G, rates, tiles, y, bars, chunks_, value, at, scale, HV, K, V, DELTA, GATE)),
             (_produce, (q, k, v, P, Qs, Kd, Kg, tiles, bars, chunks_, key, value, DELTA, GATE)),
         ],
         [1],

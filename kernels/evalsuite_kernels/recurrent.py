@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, offsets
+from evalsuite_kernels.arguments import Raw, choose, compute_dtype, expect, note, offsets
 
 # (*inputs, state) -> (o, state): every input [B, T, HV, ...] in the compute dtype, q already scaled
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -24,6 +25,8 @@ def run(
     scale: float | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
+    raw: Raw = Raw(),  # noqa: B008 - a constant
+    segment: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the form that `impl` names over inputs (q, k, v, g) or (q, k, v, g, beta) as the caller gave them.
 
@@ -34,20 +37,25 @@ def run(
     assert q is not None and k is not None and v is not None  # noqa: PT018
     B, T, _, K = q.shape
     scale = K**-0.5 if scale is None else scale
-    name = choose(impl, *inputs, initial_state, widest=max(K, v.shape[3]))
+    name = choose(impl, *inputs, raw.A_log, raw.dt_bias, initial_state, widest=max(K, v.shape[3]))
     if name == "triton":
         from evalsuite_kernels.fused import recurrence
 
-        return recurrence(q, k, v, g, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+        return recurrence(
+            q, k, v, g, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens, raw=raw,
+            segment=segment or 0,
+        )  # fmt: skip
+    note("linear_attention" if len(inputs) == 4 else "delta_rule", name)
     form, token_by_token = forms[name], name == "reference"
     bounds = None if cu_seqlens is None else offsets(cu_seqlens, B, T)
     N, HV, V = B if bounds is None else len(bounds) - 1, v.shape[2], v.shape[3]
-    dtype = compute_dtype(*inputs, initial_state)
+    dtype = compute_dtype(*inputs, raw.A_log, raw.dt_bias, initial_state)
     if initial_state is None:
         state = v.new_zeros(N, HV, K, V, dtype=dtype)
     else:
         expect("initial_state", initial_state, N, HV, K, V)
         state = initial_state.to(dtype)
+    inputs = activated(inputs, raw, dtype)
     ready = [x.expand(1, T, -1) if x is not None and x.dim() == 1 else x for x in inputs]  # a fixed decay, over time
     form = partial(_prepared, form, scale, dtype)
     if not token_by_token:
@@ -62,8 +70,32 @@ def run(
     return o.to(v.dtype), state
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None = None) -> None:
-    """Raise ValueError unless the shapes are those of `linear_attention` and `delta_rule`."""
+def activated(inputs: Sequence[Tensor | None], raw: Raw, dtype: torch.dtype) -> Sequence[Tensor | None]:
+    """q, k, v, g and beta as the recurrence takes them, of what was given raw."""
+    q, k, v, g, beta, *_ = (*inputs, None)
+    assert q is not None and k is not None  # noqa: PT018
+    if raw.l2norm:
+        q, k = (F.normalize(x.to(dtype), dim=-1) for x in (q, k))
+    if raw.A_log is not None:
+        assert g is not None
+        bias = 0.0 if raw.dt_bias is None else raw.dt_bias.to(dtype).view(g.shape[2:])
+        rate = raw.A_log.to(dtype).exp()
+        g = -(rate[:, None] if g.dim() == 4 else rate) * F.softplus(g.to(dtype) + bias)
+    if raw.sigmoid and beta is not None:
+        beta = raw.beta_max * beta.to(dtype).sigmoid()
+    return (q, k, v, g, beta)[: len(inputs)]
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None = None,
+    raw: Raw = Raw(),  # noqa: B008 - a constant
+    segment: int | None = None,
+) -> None:
+    """Raise ValueError unless the arguments are those of `linear_attention` and `delta_rule`."""
     expect("q", q, "B", "T", "H", "K")
     B, T, H, K = q.shape
     expect("k", k, B, T, H, K)
@@ -75,6 +107,16 @@ def check(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None
         expect("beta", beta, B, T, HV)
     if g is not None and tuple(g.shape) not in {(HV,), (B, T, HV), (B, T, HV, K)}:
         raise ValueError(f"g must be None, [{HV}], [{B}, {T}, {HV}] or [{B}, {T}, {HV}, {K}], not {list(g.shape)}")
+    if raw.A_log is not None:
+        if g is None or g.dim() == 1:
+            raise ValueError("A_log makes gates of g, which must be given for each token")
+        expect("A_log", raw.A_log, HV)
+        if raw.dt_bias is not None:
+            expect("dt_bias", raw.dt_bias, HV * K if g.dim() == 4 else HV)
+    elif raw.dt_bias is not None:
+        raise ValueError("dt_bias needs A_log")
+    if segment is not None and (segment <= 0 or segment % 64):
+        raise ValueError(f"segment must be a multiple of 64 tokens, not {segment}")
 
 
 def _prepared(form: Form, scale: float, dtype: torch.dtype, *tensors: Any) -> tuple[Tensor, Tensor]:

@@ -168,3 +168,38 @@ except ValueError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     want = "impl='triton' cannot run here: the package triton is not installed; use impl='auto' or 'chunked'"
     assert done.stdout.strip() == want
+
+
+def test_what_really_runs_is_heard():
+    q = torch.randn(1, 3, 1, 16)
+    beta = torch.rand(1, 3, 1)
+    with record.listening() as outer:
+        delta_rule(q, q, q, beta, impl="reference")
+        with record.listening() as inner:
+            delta_rule(q, q, q, beta)
+            linear_attention(q, q, q)
+            full_attention(q, q, q, impl="reference")
+            short_convolution(q[..., 0, :], torch.randn(16, 4))
+    delta_rule(q, q, q, beta, impl="chunked")
+    assert inner == {
+        "delta_rule": {"chunked"},
+        "linear_attention": {"chunked"},
+        "full_attention": {"reference"},
+        "short_convolution": {"chunked"},
+    }
+    assert outer == inner | {"delta_rule": {"chunked", "reference"}}
+
+
+def test_kernels_tell_of_themselves_even_in_a_compiled_graph():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q = torch.randn(1, 2, 1, 16, device=device, requires_grad=True)
+    step = torch.compile(lambda q: linear_attention(q, q, q, impl="triton")[0], backend="aot_eager")
+    with record.listening() as heard:
+        step(q).sum().backward()
+        with torch.no_grad():
+            full_attention(q, q, q, impl="triton")
+    assert heard == {
+        "linear_attention": {"triton"},
+        "linear_attention backward": {"triton"},
+        "full_attention": {"triton"},
+    }

@@ -5,7 +5,6 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from evalsuite_kernels import chunk_channels as channels
 from evalsuite_kernels import chunk_plan, chunk_run, delta_rule, fused, linear_attention
 from recurrence_cases import GATES, OPERATORS, assert_close, call, make, state, with_gradients
 
@@ -199,7 +198,7 @@ def test_handed_over_between_chunks_the_state_changes_no_bit(operator, gate):
 def test_the_ops_as_torch_sees_them(operator):
     x, S = small(18, "vector"), begin()
     beta = x["beta"] if operator is delta_rule else None
-    arguments = (x["q"], x["k"], x["v"], x["g"], beta, S, None, 0.25)
+    arguments = (x["q"], x["k"], x["v"], x["g"], beta, S, None, None, None, 0.25, False, False, 1.0, 0)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     torch.library.opcheck(fused._recurrence, arguments, **checks)
     torch.library.opcheck(fused._recurrence_back, (*arguments, torch.ones_like(x["v"]), torch.ones_like(S)), **checks)
@@ -219,27 +218,115 @@ def test_it_compiles_without_a_break(operator):
     assert all(map(torch.equal, *gradients))
 
 
-def test_rows_that_decay_too_far_are_made_by_levels():
-    """`channel_rest` writes what `channel_levels` and `channel_gates` do, for the named rows alone."""
-    x = small(700, "vector", H=2, HV=2)
-    run = chunk_run.Run(*(x[n] for n in ("q", "k", "v", "g", "beta")), begin(1, 2), None, 0.3, keep=False)
-    made = [each for each in run.launches.waiting if each[0] in {channels.channel_gates, channels.channel_levels}]
-    for kernel, grid, args, options in made:
-        kernel[grid](*args, **options)
-    P, B = made[1][2][5:7]
-    slow = (torch.rand(2, run.chunks, 64, device=DEVICE) < 0.02).to(torch.int8)
-    slow[:, 3:8] = 0  # a whole program ends at once
-    p, b = torch.full_like(P, torch.nan), torch.full_like(B, torch.nan)
-    shared = {name: value for name, value in run.shared.items() if name != "GATE"}
-    channels.channel_rest[(-(-run.chunks // channels.MANY.value), 2)](
-        run.q, run.k, run.G, slow, *run.plan[:2], p, b, 0.3, run.chunks, 2, 2, 16, **shared, BK=16, num_warps=2
+RAW = {
+    ("delta", "none"): {"l2norm": True, "beta_sigmoid": True},
+    ("delta", "head"): {"l2norm": True},
+    ("delta", "scalar"): {"l2norm": True, "A_log": 1, "dt_bias": 1, "beta_sigmoid": True, "beta_max": 2.0},
+    ("delta", "vector"): {"l2norm": True, "A_log": 1, "dt_bias": 16, "beta_sigmoid": True, "beta_max": 2.0},
+    ("linear", "scalar"): {"A_log": 1, "dt_bias": 1},
+    ("linear", "vector"): {"A_log": 1},
+}
+
+
+def raw(T, family, gate, *, HV=2, K=16, V=16):
+    """Inputs as a layer's projections give them, and the options that say so: keys of any length, 0 among them, and
+    half-lives from less than a token to thousands."""
+    r = torch.Generator().manual_seed(0)
+    x = small(T, gate, H=1, HV=HV, K=K, V=V)
+    options = dict(RAW[family, gate])
+    if "l2norm" in options:
+        x |= {n: x[n] * 10 ** torch.rand(1, T, 1, 1, generator=r).to(DEVICE) for n in "qk"}
+        x["k"][:, 3] = 0.0
+    if "beta_sigmoid" in options:
+        x["beta"] = torch.randn(1, T, HV, generator=r).to(DEVICE)
+    for name in {"A_log", "dt_bias"} & set(options):
+        options[name] = torch.randn(HV * options[name], generator=r).to(DEVICE)
+    if "A_log" in options:
+        x["g"] = 3 * torch.randn(x["g"].shape, generator=r).to(DEVICE) - 3
+    return x, options
+
+
+def with_raw_gradients(operator, x, options, impl):
+    leaves = {n: t.clone().requires_grad_() for n, t in (x | options).items() if isinstance(t, torch.Tensor)}
+    if operator is linear_attention:
+        del leaves["beta"]
+    o, final = call(operator, x | leaves, **options | {n: leaves[n] for n in options if n in leaves}, impl=impl)
+    return [o.detach(), final.detach(), *torch.autograd.grad(o.sin().sum() + final.cos().sum(), list(leaves.values()))]
+
+
+@pytest.mark.parametrize(("family", "gate"), RAW)
+def test_raw_inputs_are_activated_inside(family, gate):
+    operator = {"delta": delta_rule, "linear": linear_attention}[family]
+    x, options = raw(70, family, gate)
+    exact = ({n: t.double() if isinstance(t, torch.Tensor) else t for n, t in y.items()} for y in (x, options))
+    near(with_raw_gradients(operator, x, options, "triton"), with_raw_gradients(operator, *exact, "reference"), 1e-5)
+
+
+def test_heads_too_wide_for_shared_memory_are_activated_too(monkeypatch):
+    monkeypatch.setattr(chunk_run, "WIDEST", 16)
+    monkeypatch.setitem(chunk_run.SETTINGS, "wide", {"BK": 16, "BV": 16, "num_warps": 2, "num_stages": 1})
+    x, options = raw(66, "delta", "scalar", K=32, V=16)
+    exact = ({n: t.double() if isinstance(t, torch.Tensor) else t for n, t in y.items()} for y in (x, options))
+    near(
+        with_raw_gradients(delta_rule, x, options, "triton"), with_raw_gradients(delta_rule, *exact, "reference"), 1e-5
     )
-    i = torch.arange(64, device=DEVICE)
-    inside = slow.bool()[..., None] & (i[:, None] >> 4 == i >> 4)
-    for got, want, those in [(p, P, i[:, None] >= i), (b, B, i[:, None] > i)]:
-        assert (inside & those).any()
-        assert torch.allclose(got[inside & those], want[inside & those], atol=1e-6)
-        assert got[~(inside & those)].isnan().all()
+
+
+def test_one_raw_token_is_the_first_of_many():
+    x, options = raw(70, "delta", "vector")
+    many, _ = ours(delta_rule, x, **options)
+    with torch.no_grad():
+        one, _ = ours(delta_rule, piece(x, slice(0, 1)), **options)
+    assert_close([one], [many[:, :1]], 1e-5)
+
+
+@pytest.mark.parametrize(("operator", "gate"), [*product([delta_rule], GATES), (linear_attention, "vector")])
+def test_segments_at_once_are_the_recurrence(operator, gate):
+    """Of 128 tokens: three in the first sequence, none in the second, less than one in the third."""
+    bounds = torch.tensor([0, 300, 300, 340], device=DEVICE)
+    x, S = small(340, gate, regime="long"), begin(3)
+    leaves = {n: t.requires_grad_() for n, t in x.items() if t is not None and (n != "beta" or operator is delta_rule)}
+
+    def whole(segment, impl, dtype):
+        given = {n: None if t is None else t.to(dtype) for n, t in x.items()}
+        o, final = call(operator, given, initial_state=S.to(dtype), cu_seqlens=bounds, segment=segment, impl=impl)
+        return [o, final, *torch.autograd.grad(o.sin().sum() + final.cos().sum(), list(leaves.values()))]
+
+    got, at_once = whole(128, "triton", torch.float32), whole(None, "triton", torch.float32)
+    near(got, whole(None, "chunked", torch.float64), 1e-5)
+    assert torch.equal(got[0][:, :128], at_once[0][:, :128]), "nothing came before the first segment"
+    assert not torch.equal(got[0][:, 128:300], at_once[0][:, 128:300]), "segments must be able to show"
+
+
+def test_segments_know_neither_future_nor_neighbours_nor_a_split_between_them():
+    x = small(300, "vector", B=2)
+    together, _ = ours(delta_rule, x, segment=128)
+    alone = {n: t[1:2] for n, t in x.items()}
+    want, last = ours(delta_rule, alone, segment=128)
+    assert torch.equal(together[1:2], want)
+    part, S = ours(delta_rule, piece(alone, slice(0, 256)), segment=128)
+    assert torch.equal(part, want[:, :256])
+    rest, S = ours(delta_rule, piece(alone, slice(256, None)), segment=128, initial_state=S)
+    assert torch.equal(rest, want[:, 256:])
+    assert torch.equal(S, last)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"A_log": torch.zeros(1), "g": None}, "A_log makes gates of g"),
+        ({"A_log": torch.zeros(2)}, r"A_log must have shape \[1\]"),
+        ({"dt_bias": torch.zeros(16)}, "dt_bias needs A_log"),
+        ({"A_log": torch.zeros(1), "dt_bias": torch.zeros(1)}, r"dt_bias must have shape \[16\]"),
+        ({"segment": 100}, "segment must be a multiple of 64 tokens, not 100"),
+        ({"segment": 0}, "segment must be a multiple of 64"),
+    ],
+)
+def test_senseless_options_are_named(options, message):
+    x = small(2, "vector")
+    x["g"] = options.pop("g", x["g"])
+    with pytest.raises(ValueError, match=message):
+        ours(delta_rule, x, **{n: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for n, t in options.items()})
 
 
 def test_groups_of_chunks_fill_the_gpu():

@@ -478,6 +478,9 @@ def test_what_the_model_says_of_itself() -> None:
     operators = ("full_attention", "linear_attention", "delta_rule", "short_convolution")
     assert before["kernels"] == dict.fromkeys(operators, "chunked")
     assert model.versions() == {}
+    assert model.ran() == {}
+    list(model.answer([sample("a", "grass sky")]))
+    assert model.ran() == {name: ["chunked"] for name in ("delta_rule", "full_attention", "short_convolution")}
     with torch.no_grad():
         lm.lm_head.weight[0, 0] += 1
     assert dict(OwnModel("tiny", lm, TOKENIZER).identity())["weights"] != before["weights"]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, offsets
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, offsets
 from evalsuite_kernels.conv.chunked import shifted
 from evalsuite_kernels.conv.reference import recurrence
 
@@ -41,10 +41,12 @@ def short_convolution(
     """
     if impl == "triton":
         raise ValueError("impl='triton' cannot run here: the short convolution has none; use impl='auto' or 'chunked'")
-    form = FORMS["chunked" if impl == "auto" else choose(impl, x)]
+    name = "chunked" if impl == "auto" else choose(impl, x)
+    form = FORMS[name]
     expect("x", x, "B", "T", "D")
     B, T, D = x.shape
     expect("weight", weight, D, "W")
+    note("short_convolution", name)
     past = weight.shape[1] - 1
     bounds = None if cu_seqlens is None else offsets(cu_seqlens, B, T)
     N = B if bounds is None else len(bounds) - 1

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from evalsuite_kernels.arguments import Raw
 from evalsuite_kernels.delta.chunked import chunked
 from evalsuite_kernels.delta.reference import recurrence
 from evalsuite_kernels.recurrent import check, run
@@ -20,6 +21,12 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    l2norm: bool = False,
+    A_log: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    beta_sigmoid: bool = False,
+    beta_max: float = 1.0,
+    segment: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """S~ = exp(g_t) S_{t-1};  S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T;  o_t = scale S_t^T q_t.
@@ -35,6 +42,15 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
         initial_state: [N, HV, K, V]; N is B, or the number of packed sequences.
         output_final_state: also return the state after the last token.
         cu_seqlens: integers [N + 1], bounds of sequences packed along T; B must be 1. Empty sequences are allowed.
+        l2norm: q and k divided by their length (at least 1e-12).
+        A_log: [HV]; g becomes -exp(A_log) softplus(g + dt_bias).
+        dt_bias: [HV], or [HV K] where g has channels; 0 if None.
+        beta_sigmoid: beta becomes beta_max sigmoid(beta). This and the three above happen inside the GPU's kernels.
+        beta_max: 2 allows negative eigenvalues.
+        segment: tokens, a multiple of 64. On a GPU, stretches of so many tokens from a sequence's start on are walked
+            over all at once, the states between them found by their transition matrices: for long sequences with few
+            heads, which otherwise leave most of it idle. Exact, and the same for any batch, heads and length; but a
+            sequence that is continued from its state keeps its bits only if it is split between two segments.
         impl: "auto", "reference" (token by token), "chunked" or "triton".
 
     Returns:
@@ -43,7 +59,8 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
     Raises:
         ValueError: shapes that do not fit, wrong bounds, or an unknown impl.
     """
-    check(q, k, v, g, beta)
+    raw = Raw(l2norm, A_log, dt_bias, beta_sigmoid, beta_max)
+    check(q, k, v, g, beta, raw, segment)
     o, state = run(
         FORMS,
         impl,
@@ -51,5 +68,7 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
         scale=scale,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        raw=raw,
+        segment=segment,
     )
     return o, state if output_final_state else None

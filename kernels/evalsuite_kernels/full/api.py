@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, offsets
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, offsets
 from evalsuite_kernels.full import dispatch
 from evalsuite_kernels.full.chunked import by_blocks
 from evalsuite_kernels.full.reference import token_by_token
@@ -71,6 +71,7 @@ def full_attention(  # noqa: PLR0913 - the published operators take these, and n
         return _triton(
             q, k, v, window=window, sinks=sinks, scale=scale, cu_q=cu_seqlens, cu_k=cu_seqlens_k, lengths=key_lengths
         )
+    note("full_attention", name)
     form = FORMS[name]
     pieces = _pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
     # without sinks a GPU's fused kernels keep half precision's softmax and sums in fp32 by themselves

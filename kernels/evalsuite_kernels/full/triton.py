@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from evalsuite_kernels.arguments import GLUON, INTERPRETED, choose, expect
+from evalsuite_kernels.arguments import GLUON, INTERPRETED, choose, expect, note
 from evalsuite_kernels.full.backward import backward_keys, backward_queries
 from evalsuite_kernels.full.decode import decode, merge
 from evalsuite_kernels.full.descriptors import described, pad
@@ -99,7 +99,9 @@ def full_forward(
     """
     q, k, v = _rows(q), _rows(k), _rows(v)
     part = _on_hopper("hopper") if _plain(sinks, cu_q, cu_k, lengths, window) else None
-    if part is not None and part.fits(q, k, v, scale):
+    part = part if part is not None and part.fits(q, k, v, scale) else None
+    note("full_attention", "triton" if part is None else "gluon")
+    if part is not None:
         forwarded: tuple[Tensor, Tensor] = part.forward(q, k, v, scale)
         return forwarded
     B, T, HQ, K = q.shape
@@ -148,7 +150,9 @@ def full_backward(
     """dq, dk, dv in the dtype of q, k, v and dsinks [HQ] in fp32 ([0] without sinks), from g = do [B, T, HQ, V]."""
     q, k, v, g, o = _rows(q), _rows(k), _rows(v), _rows(g), o.contiguous()
     part = _on_hopper("hopper_backward") if _plain(sinks, cu_q, cu_k, lengths, window) else None
-    if part is not None and part.fits(g, q, k, v, scale):
+    part = part if part is not None and part.fits(g, q, k, v, scale) else None
+    note("full_attention backward", "triton" if part is None else "gluon")
+    if part is not None:
         return *part.backward(g, q, k, v, o, lse, scale), g.new_empty(0, dtype=torch.float32)
     B, T, HQ, K = q.shape
     S, H, V = v.shape[1:]
@@ -203,6 +207,7 @@ def _decoded(
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor]:
+    note("full_attention", "triton")
     q, k, v = _rows(q), _rows(k), _rows(v)
     B, T, HQ, K = q.shape
     page, H, V = v.shape[1:]

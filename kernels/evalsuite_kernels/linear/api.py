@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from evalsuite_kernels.arguments import Raw
 from evalsuite_kernels.linear.chunked import chunked
 from evalsuite_kernels.linear.reference import recurrence
 from evalsuite_kernels.recurrent import check, run
@@ -22,6 +23,9 @@ def linear_attention(  # noqa: PLR0913 - the published operators take these, and
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    A_log: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    segment: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """S_t = exp(g_t) S_{t-1} + k_t v_t^T;  o_t = scale S_t^T q_t.
@@ -36,6 +40,9 @@ def linear_attention(  # noqa: PLR0913 - the published operators take these, and
         initial_state: [N, HV, K, V]; N is B, or the number of packed sequences.
         output_final_state: also return the state after the last token.
         cu_seqlens: integers [N + 1], bounds of sequences packed along T; B must be 1. Empty sequences are allowed.
+        A_log: [HV]; g becomes -exp(A_log) softplus(g + dt_bias), inside the GPU's kernels.
+        dt_bias: [HV], or [HV K] where g has channels; 0 if None.
+        segment: as of `delta_rule`.
         impl: "auto", "reference" (token by token), "chunked" or "triton".
 
     Returns:
@@ -44,7 +51,8 @@ def linear_attention(  # noqa: PLR0913 - the published operators take these, and
     Raises:
         ValueError: shapes that do not fit, wrong bounds, or an unknown impl.
     """
-    check(q, k, v, g)
+    raw = Raw(A_log=A_log, dt_bias=dt_bias)
+    check(q, k, v, g, None, raw, segment)
     o, state = run(
         FORMS,
         impl,
@@ -52,6 +60,8 @@ def linear_attention(  # noqa: PLR0913 - the published operators take these, and
         scale=scale,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        raw=raw,
+        segment=segment,
     )
     return o, state if output_final_state else None
 

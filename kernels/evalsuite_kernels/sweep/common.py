@@ -141,7 +141,11 @@ def inputs(  # noqa: PLR0913 - a case has this many sides
     op: str, B: int, T: int, H: int, K: int, *, HV: int = 0, V: int = 0, regime: str = "mixed",
     dtype: torch.dtype = torch.bfloat16, gate_dtype: torch.dtype | None = None, device: str = "cuda",
 ) -> Inputs:  # fmt: skip
-    """Fresh {q, k, v, g, beta} of an operator: keys of length 1, beta in (0, 2); in (0, 1) if collinear or softplus."""
+    """Fresh {q, k, v, g, beta} of an operator: keys of length 1, beta in (0, 2); in (0, 1) if collinear or softplus.
+
+    Under the regime "raw", what a layer's projections give: q and k of any length, g and beta before their activations,
+    and A_log and dt_bias of g; for `call` with raw=True.
+    """
     family, kind = OPERATORS[op]
     HV, V = HV or H, V or K
     q, k, v, beta = (torch.randn(s, device=device) for s in ((B, T, H, K), (B, T, H, K), (B, T, HV, V), (B, T, HV)))
@@ -155,6 +159,8 @@ def inputs(  # noqa: PLR0913 - a case has this many sides
     else:
         g = gates(kind, shape, "long" if regime == "collinear" else regime, device)
     half = gate_dtype or torch.float32
+    if regime == "raw":
+        return _raw(q, k, v, beta, shape, family, dtype, half)
     most = 1.0 if regime in {"collinear", "softplus"} else 2.0
     return {
         "q": q.to(dtype),
@@ -165,10 +171,34 @@ def inputs(  # noqa: PLR0913 - a case has this many sides
     }
 
 
-def call(op: str, x: Inputs, impl: str, **options: Any) -> tuple[Tensor, Tensor | None]:
+def _raw(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    shape: tuple[int, ...],
+    family: str,
+    dtype: torch.dtype,
+    half: torch.dtype,
+) -> Inputs:
+    long = 10 ** torch.rand(*q.shape[:3], 2, device=q.device)
+    x: Inputs = {"q": (q * long[..., :1]).to(dtype), "k": (k * long[..., 1:]).to(dtype), "v": v.to(dtype)}
+    x |= {"g": None, "beta": beta if family == "delta" else None}
+    if len(shape) > 1:
+        dt = torch.empty(shape[2:], device=q.device).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        x["A_log"] = torch.empty(shape[2], device=q.device).uniform_(1, 16).log()
+        x["dt_bias"] = (dt + torch.log(-torch.expm1(-dt))).flatten()
+        x["g"] = torch.randn(shape, device=q.device).to(half)
+    return x
+
+
+def call(op: str, x: Inputs, impl: str, raw: bool = False, **options: Any) -> tuple[Tensor, Tensor | None]:
     """(o, final state) of an operator on `inputs`."""
     q, k, v, g, beta = x["q"], x["k"], x["v"], x["g"], x["beta"]
     assert q is not None and k is not None and v is not None  # noqa: PT018
+    if raw:
+        options |= {name: x.get(name) for name in ("A_log", "dt_bias")}
+        options |= {} if beta is None else {"l2norm": True, "beta_sigmoid": True, "beta_max": 2.0}
     if beta is not None:
         return delta_rule(q, k, v, beta, g, impl=impl, **options)
     scale = 1.0 if op in {"lightning", "mamba2"} else None

@@ -30,6 +30,7 @@ class Case:
     lengths: tuple[int, ...] = ()  # packed sequences
     window: int = 0
     sinks: bool = False
+    segment: int = 0
 
     @property
     def name(self) -> str:
@@ -45,6 +46,7 @@ def recurrent_cases(tiny: bool) -> list[Case]:
     if tiny:
         cases = [Case(T, K=16, state=T > 1) for T in (1, 15, 17, 65)]
         cases += [Case(70, K=16, regime=regime) for regime in ("long", "storm", "collinear")]
+        cases += [Case(70, K=16, HV=4, regime="raw"), Case(300, K=16, regime="long", segment=128, state=True)]
         return [*cases, Case(33, K=16, V=8, B=3, HV=4), Case(sum(PACKED), K=16, lengths=PACKED, state=True)]
     cases = [Case(T, state=T % 2 == 1) for T in (1, 15, 16, 17, 63, 64, 65, 1000, 8192)]
     cases += [Case(1000, regime=regime, state=True) for regime in ("long", "storm", "collinear", "softplus")]
@@ -52,7 +54,17 @@ def recurrent_cases(tiny: bool) -> list[Case]:
     cases += [Case(200, B=B, state=B == 8) for B in (2, 5, 8)]
     cases += [Case(200, H=2, HV=6, state=True), Case(130, K=64, HV=4), Case(130, K=256, H=1), Case(130, K=64, V=128)]
     cases += [Case(130, K=128, V=96, state=True)]
+    cases += [Case(1000, regime="raw", state=True), Case(130, K=64, HV=4, regime="raw")]
+    cases += [Case(130, K=256, H=1, regime="raw"), Case(8192, H=1, regime="raw")]
+    cases += [Case(8192, H=1, regime="long", segment=1024, state=True), Case(1000, regime="raw", segment=256)]
+    cases += [Case(sum(PACKED), lengths=PACKED, HV=4, segment=128, state=True)]
     return [*cases, Case(sum(PACKED), lengths=PACKED, state=True), Case(sum(PACKED), lengths=PACKED, HV=4)]
+
+
+def possible(op: str, case: Case) -> bool:
+    """Linear attention has nothing to activate but gates."""
+    family, gate = OPERATORS[op]
+    return case.regime != "raw" or family == "delta" or gate in {"scalar", "vector"}
 
 
 def full_cases(tiny: bool) -> list[Case]:
@@ -110,7 +122,8 @@ def recurrent(op: str, case: Case, dtype: torch.dtype, impl: str, device: str) -
     def run(impl: str) -> Callable[..., list[Tensor]]:
         def run_impl(state: Tensor | None = None, **given: Tensor) -> list[Tensor]:
             mine: Inputs = {name: given.get(name) for name in x}
-            o, final = call(op, mine, impl, initial_state=state, output_final_state=True, cu_seqlens=cu)
+            options: dict[str, Any] = {"initial_state": state, "cu_seqlens": cu, "segment": case.segment or None}
+            o, final = call(op, mine, impl, case.regime == "raw", output_final_state=True, **options)
             assert final is not None
             return [o, final]
 
@@ -181,7 +194,7 @@ def correctness(report: Report, impl: str, device: str, tiny: bool) -> bool:
     """Fill the report; the worst errors are printed last. True if all passed."""
     for op in OPERATORS:
         report.add(f"{op} truth", partial(truth_check, op, device, 130 if tiny else 1000))
-    cases = [(op, case) for op in OPERATORS for case in recurrent_cases(tiny)]
+    cases = [(op, case) for op in OPERATORS for case in recurrent_cases(tiny) if possible(op, case)]
     cases += [("full", case) for case in full_cases(tiny)]
     cases.sort(key=lambda pair: pair[1].T)  # a spent budget costs the long ones
     for op, case in cases:
@@ -251,28 +264,29 @@ def replays(run: Callable[[], list[Tensor]], times: int) -> Row:
     return {"equal": not wrong.item(), "replays": times, "unequal_replays": int(wrong.item())}
 
 
-def splits(op: str, x: Inputs, impl: str, T: int) -> Row:
-    """Prefill in pieces, cut on chunk borders, against prefill in one call."""
-    o, final = call(op, x, impl, output_final_state=True)
+def splits(op: str, x: Inputs, impl: str, T: int, segment: int = 0) -> Row:
+    """Prefill in pieces, cut on chunk borders, or between segments, against prefill in one call."""
+    o, final = call(op, x, impl, output_final_state=True, segment=segment or None)
     assert final is not None
     pairs: Pairs = {}
-    for points in ((64,), (128,), (64, 128), (192,)):
+    for points in ((128,), (256,), (128, 384)) if segment else ((64,), (128,), (64, 128), (192,)):
         S, outputs = None, []
         for a, b in zip((0, *points), (*points, T), strict=True):
-            part, S = call(op, cut(x, slice(a, b)), impl, initial_state=S, output_final_state=True)
+            options: dict[str, Any] = {"initial_state": S, "segment": segment or None}
+            part, S = call(op, cut(x, slice(a, b)), impl, output_final_state=True, **options)
             outputs.append(part)
         assert S is not None
         pairs |= {f"o at {points}": (torch.cat(outputs, 1), o), f"state at {points}": (S, final)}
     return same(pairs)
 
 
-def outputs(op: str, impl: str, x: Inputs) -> list[Tensor]:
+def outputs(op: str, impl: str, x: Inputs, **options: Any) -> list[Tensor]:
     """o and, of the recurrences, the final state."""
     if op == "full":
         q, k, v = x["q"], x["k"], x["v"]
         assert q is not None and k is not None and v is not None  # noqa: PT018
         return [attend(q, k, v, impl)]
-    o, final = call(op, x, impl, output_final_state=True)
+    o, final = call(op, x, impl, output_final_state=True, **options)
     assert final is not None
     return [o, final]
 
@@ -283,6 +297,23 @@ def with_gradients(run: Callable[[Inputs], list[Tensor]], x: Inputs) -> list[Ten
     out = run({**x, **leaves})
     grads = torch.autograd.grad(out, list(leaves.values()), [o.detach().sin() for o in out], allow_unused=True)
     return [*(o.detach() for o in out), *(g for g in grads if g is not None)]
+
+
+def segments(op: str, impl: str, D: int, dtype: torch.dtype, device: str) -> Row:
+    """What holds without segments, for four of 128 tokens and a part of one, and splits between them."""
+    x = inputs(op, 3, 530, 2, D, HV=4, dtype=dtype, device=device)
+    run = partial(outputs, op, impl, segment=128)
+    rows = {
+        "prefix": prefixes(run, cut_batch(x, 1), 530),
+        "batch": batches(partial(with_gradients, run), x, 3),
+        "splits": splits(op, cut_batch(x, 1), impl, 530, 128),
+    }
+    unequal = [f"{name}: {each}" for name, row in rows.items() for each in row["unequal"]]
+    return {"equal": not unequal, "unequal": unequal, "checked": sum(row["checked"] for row in rows.values())}
+
+
+def cut_batch(x: Inputs, B: int) -> Inputs:
+    return {name: t if t is None or t.dim() == 1 else t[:B] for name, t in x.items()}
 
 
 def bitwise(report: Report, impl: str, device: str, tiny: bool) -> bool:
@@ -300,6 +331,11 @@ def bitwise(report: Report, impl: str, device: str, tiny: bool) -> bool:
         report.add(f"{op} batch", partial(batches, both, many, B))
         report.add(f"{op} replays", partial(replays, partial(both, many), count))
         report.add(f"{op} splits", partial(splits, op, x, impl, T))
+        if OPERATORS[op][0] == "delta" or OPERATORS[op][1] == "vector":
+            report.add(f"{op} segments", partial(segments, op, impl, D, dtype, device))
+        if op in {"gdn", "kda"}:
+            own = inputs(op, 1, T, 2, D, HV=4, dtype=dtype, device=device, regime="raw")
+            report.add(f"{op} raw prefix", partial(prefixes, partial(run, raw=True), own, T))
     shapes = {"q": (4, D), "k": (2, D), "v": (2, D)}
     y: Inputs = {n: torch.randn(B, short, *shape, device=device).to(dtype) for n, shape in shapes.items()}
     run = partial(outputs, "full", impl)

@@ -23,6 +23,10 @@ with torch.no_grad():
     call(op, {n: t if t is None or t.dim() == 1 else t[:, :1].contiguous() for n, t in x.items()}, "triton")
 o = call(op, {**x, **leaves}, "triton")[0]
 torch.autograd.grad(o, list(leaves.values()), torch.randn_like(o))
+if op in ("gdn", "kda"):  # norms and activations inside, segments at once
+    x = {n: t if t is None else t.requires_grad_() for n, t in inputs(op, 1, 200, 1, 128, HV=2, regime="raw").items()}
+    o = call(op, x, "triton", raw=True, segment=128)[0]
+    torch.autograd.grad(o, list(x.values()), torch.randn_like(o))
 """
 FULL = """
 from evalsuite_kernels.sweep.common import attend

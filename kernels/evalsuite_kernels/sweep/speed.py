@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from evalsuite_kernels.arguments import Raw
+from evalsuite_kernels.recurrent import activated
 from evalsuite_kernels.sweep.common import (
     OPERATORS,
     Inputs,
@@ -36,6 +38,8 @@ SETS = 3  # sets of inputs taken in turn
 SECONDS = 0.4  # of timed calls for each implementation in a row: all rows fit in a few minutes
 SHAPES = [(1, 8192, 32), (1, 32768, 32), (1, 131072, 32), (8, 4096, 16)]  # B, T, H
 FULL_SHAPES = [(1, 8192, 32), (1, 32768, 32), (8, 4096, 16)]  # softmax attention is quadratic in T
+FEW_HEADS = [(1, 65536, 4)]
+SEGMENT = 4096
 Run = Callable[[Inputs], Tensor]
 
 
@@ -148,6 +152,33 @@ def recurrent(
     return compare(op, runs, sets, way, rates)
 
 
+def raw(op: str, B: int, T: int, H: int, D: int, way: str, gate: torch.dtype, rates: dict[str, float]) -> list[Row]:
+    """Norms and activations inside the kernels, beside the same in torch before them."""
+    sets = [inputs(op, B, T, H, D, regime="raw", gate_dtype=gate) for _ in range(SETS)]
+
+    def prepared(x: Inputs) -> Tensor:
+        names = ("q", "k", "v", "g", "beta")
+        ready = activated([x[name] for name in names], Raw(True, x["A_log"], x["dt_bias"], True, 2.0), torch.float32)
+        given: Inputs = dict(zip(names, ready, strict=True))
+        return call(op, given | {n: t.bfloat16() for n, t in given.items() if t is not None and n in "qk"}, "triton")[0]
+
+    runs: dict[str, Run | Exception] = {
+        "ours": lambda x: call(op, x, "triton", raw=True)[0],
+        "ours after torch": prepared,
+    }
+    return compare(op, runs, sets, way, rates)
+
+
+def in_segments(
+    op: str, B: int, T: int, H: int, D: int, way: str, gate: torch.dtype, rates: dict[str, float]
+) -> list[Row]:
+    """Segments of SEGMENT tokens walked over at once, beside chunk after chunk."""
+    sets = [inputs(op, B, T, H, D, regime="softplus", gate_dtype=gate) for _ in range(SETS)]
+    runs: dict[str, Run | Exception] = {"ours": lambda x: call(op, x, "triton", segment=SEGMENT)[0]}
+    runs["ours, no segments"] = lambda x: call(op, x, "triton")[0]
+    return compare(op, runs, sets, way, rates)
+
+
 def full(B: int, T: int, H: int, D: int, way: str, rates: dict[str, float]) -> list[Row]:
     sets: list[Inputs] = [
         {n: torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16) for n in "qkv"} for _ in range(SETS)
@@ -182,6 +213,10 @@ def speed(report: Report, rates: dict[str, float], gate: torch.dtype, tiny: bool
     # fla tunes itself for a minute at every new batch or number of heads, and for a backward pass
     jobs += [("kda", s, way) for way in ways for s in batched] + [(op, s, "forward") for op in others for s in batched]
     jobs += [(op, s, "both") for op in others for s in shapes]
+    for op, (B, T, H), way in [(op, shapes[0], way) for op in ("kda", "gdn") for way in ways]:
+        report.add(f"{op} raw B{B} T{T} H{H} {way}", partial(raw, op, B, T, H, D, way, gate, rates))
+    for op, (B, T, H), way in [(op, s, way) for op in ("kda", "gdn") for s in FEW_HEADS for way in ways if not tiny]:
+        report.add(f"{op} segments B{B} T{T} H{H} {way}", partial(in_segments, op, B, T, H, D, way, gate, rates))
     for op, (B, T, H), way in jobs:
         name = f"{op} B{B} T{T} H{H} {way}"
         if op == "full":

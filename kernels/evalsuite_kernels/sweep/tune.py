@@ -1,6 +1,7 @@
 """The committed launch settings beside a few others; each is checked, and timed only if it is right."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -32,32 +33,33 @@ FULL: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {
 FUSED: dict[str, list[dict[str, int]]] = {
     "channel_gates": [{"BK": 64, "num_warps": 4}, {"BK": 128, "num_warps": 8}],
     "channel_levels": [{"BK": 32, "num_warps": 2, "num_stages": 2}, {"BK": 64, "num_warps": 4, "num_stages": 2}],
-    "channel_rest": [{"BK": 64, "num_warps": 4, "num_stages": 1}, {"BK": 128, "num_warps": 8, "num_stages": 1}],
     "head_products": [{"BK": BK, "num_warps": warps} for BK in (64, 128) for warps in (4, 8)],
     "solve": [{"num_warps": warps} for warps in (1, 2)],
     "scan": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
     "scan_back": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
     "fold": [{"BK": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
-    "fold_channels": [{"BK": BK, "num_warps": 4} for BK in (64, 128)],
     "wide": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "pairs_back": [{"BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "inside_back": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
+    "transition": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
+    "merge": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
 }
-# a call that runs the kernel: operator, dtype, whether with gradients. bf16's forward pass has its own scan and gates.
+# a call that runs the kernel: operator, dtype, whether with gradients; bf16's forward pass has kernels of its own
 USES = {
     "channel_gates": ("kda", "float16", False),
     "channel_levels": ("kda", "float16", False),
-    "channel_rest": ("kda", "bfloat16", False),
-    "head_products": ("gdn", "bfloat16", False),
-    "solve": ("gdn", "bfloat16", False),
+    "head_products": ("gdn", "float16", False),
+    "solve": ("gdn", "float16", False),
     "scan": ("kda", "bfloat16", True),
     "scan_back": ("kda", "bfloat16", True),
-    "fold": ("gdn", "bfloat16", False),
-    "fold_channels": ("kda", "bfloat16", False),
+    "fold": ("gdn", "float16", False),
     "wide": ("kda", "bfloat16", True),
     "pairs_back": ("kda", "bfloat16", True),
     "inside_back": ("gdn", "bfloat16", True),
+    "transition": ("kda", "bfloat16", False),
+    "merge": ("kda", "bfloat16", False),
 }
+SEGMENTS = {"transition": 1024, "merge": 1024}  # tokens, where only segments run the kernel
 PLACES = {"full": "evalsuite_kernels.full.settings", "fused": "evalsuite_kernels.chunk_run"}
 LENGTH = {2: 4096, 4: 1024}  # of softmax attention's calls, by bytes of a number
 
@@ -84,6 +86,7 @@ def check(family: str, key: Any, candidate: Any, device: str = "cuda") -> Row:
         return check_attention("cached" if op == "decode" else "sinks", size, D, device)
     op, dtype, _ = USES[at]
     case = Case(300, B=2, H=2, HV=4, K=256 if at == "wide" else 128, regime="softplus", state=True)
+    case = replace(case, segment=SEGMENTS.get(at, 0) // 8)
     row = judged(op, case, getattr(torch, dtype), "triton", device)
     return {name: row[name] for name in ("errors", "limit", "passed")}
 
@@ -104,7 +107,7 @@ def work(family: str, key: Any) -> tuple[Callable[[], Any], bool]:
         gate = torch.float32 if half == torch.float16 else half
         x = inputs(name, 1, 8192, 32, 256 if key == "wide" else 128, regime="softplus", dtype=half, gate_dtype=gate)
         leaves = {n: t for n, t in x.items() if t is not None}
-        run = partial(recurrent, name, x)
+        run = partial(recurrent, name, x, SEGMENTS.get(key))
 
     if not backward:
         return partial(run, **leaves), False
@@ -113,8 +116,8 @@ def work(family: str, key: Any) -> tuple[Callable[[], Any], bool]:
     return lambda: torch.autograd.grad(run(**leaves), list(leaves.values()), [g]), True
 
 
-def recurrent(op: str, x: Inputs, **leaves: Tensor) -> list[Tensor]:
-    return [call(op, {**x, **leaves}, "triton")[0]]
+def recurrent(op: str, x: Inputs, segment: int | None, **leaves: Tensor) -> list[Tensor]:
+    return [call(op, {**x, **leaves}, "triton", segment=segment)[0]]
 
 
 def timed(family: str, key: Any, candidates: list[Any], seconds: float) -> Row:
