@@ -42,7 +42,7 @@ SETTINGS = {
     "pairs_back": {"BV": 64, "num_warps": 4, "num_stages": 1},
     "inside_back": {"BK": 64, "BV": 64, "num_warps": 8, "num_stages": 1},
     "transition": {"BV": 32, "STAGES": 2, "num_warps": 4},
-    "merge": {"BK": 64, "BV": 64, "num_warps": 4, "num_stages": 1},
+    "merge": {"BK": 128, "BV": 64, "num_warps": 4, "num_stages": 1},
 }
 
 
@@ -142,7 +142,7 @@ class Run:
             self.D = self.buffer(self.K, dtype=torch.float32) if self.blocks else None
         if self.gate == 1:
             self.G = self.buffer(*([4] if self.late else []), CHUNK, dtype=exact)
-        elif self.gate == 2 and not (self.wide and self.segments is None):
+        elif self.gate == 2 and not self.wide:
             self.G = self.buffer(CHUNK, self.KP, dtype=exact)
         if delta or self.gate == 2:
             self.Kg = self.buffer(CHUNK, self.KP)
@@ -276,7 +276,7 @@ class Run:
         settings = self._settings("transition")
         self.launches.add(
             segments.transition, (self.KP // settings["BV"], self.HV, count),
-            self.k, self.each, self.G, *self._chunks(self.Kd, self.Kg), self.rates, *self.plan[:2], firsts, self.M,
+            self.k, self.each, self.G, self.D, *self._chunks(self.Kd, self.Kg), self.rates, *self.plan[:2], firsts, self.M,
             self.chunks, self.H, self.HV, self.K, TMA=self.tma, **self.shared, **settings,
         )  # fmt: skip
 

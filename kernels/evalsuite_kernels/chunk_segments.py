@@ -21,7 +21,7 @@ from evalsuite_kernels.chunk_tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def transition(
-    k, each, G, Kd, Kg, rates, starts, stops, firsts,
+    k, each, G, D, Kd, Kg, rates, starts, stops, firsts,
     M,
     chunks, H, HV, K,
     KP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr, TMA: tl.constexpr,
@@ -34,7 +34,10 @@ def transition(
     S = tl.where(d[:, None] == e[None, :], 1.0, 0.0)
     for c in tl.range(tl.load(firsts + n), tl.load(firsts + n + 1), num_stages=STAGES):
         block = (h * chunks + c).to(tl.int64)
-        decay = chunk_decay(G, block, d, KP, GATE)[:, None]
+        if D is not None:
+            decay = tl.load(D + block * KP + d)[:, None]
+        else:
+            decay = chunk_decay(G, block, d, KP, GATE)[:, None]
         if DELTA:
             if GATE == 2:
                 x = -dot(load_chunk(Kd, block, i, d, KP, DOT, TMA), S, DOT, PRECISION)

@@ -8,7 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
-from evalsuite_kernels.gluon import copy, exp2, halves, meet, seen
+from evalsuite_kernels.gluon import copy, exp2, halves, meet, seen, softplus
 from evalsuite_kernels.hopper_solve import (
     PAIRS,
     SHARED,
@@ -17,7 +17,6 @@ from evalsuite_kernels.hopper_solve import (
     length,
     lines,
     put,
-    softplus,
     strengths,
     times,
 )
@@ -36,7 +35,7 @@ def _rows(x, start, heads, head, K: gl.constexpr, L: gl.constexpr):
 
 @gluon.jit
 def _steps(g, A_log, dt_bias, start, stop, h, HV, steps, L: gl.constexpr):
-    """The gates of a chunk to `steps` [terms, C, K], as the sum of as many terms in bf16."""
+    """The gates of a chunk to `steps` [terms, C, K], as bf16 or as the sum of two."""
     TERMS: gl.constexpr = steps.shape[0]
     K: gl.constexpr = steps.shape[2]
     i = gl.arange(0, C, gl.SliceLayout(1, L))[:, None]
@@ -47,9 +46,12 @@ def _steps(g, A_log, dt_bias, start, stop, h, HV, steps, L: gl.constexpr):
         step = softplus(step) * -gl.exp(gl.load(A_log + h).to(gl.float32))
         step = gl.where(start + i < stop, step, 0.0)
     step = gl.maximum(step, -1000.0)  # decays to 0 already; the sums stay finite
-    for term in gl.static_range(TERMS):
-        steps.index(term).store(step.to(gl.bfloat16))
-        step -= step.to(gl.bfloat16).to(gl.float32)
+    if TERMS == 1:
+        steps.index(0).store(step.to(gl.bfloat16))
+    else:
+        high, low = halves(step)
+        steps.index(0).store(high)
+        steps.index(1).store(low)
 
 
 @gluon.jit
@@ -69,18 +71,15 @@ def _sums(these, one, steps, L: gl.constexpr):
 
 
 @gluon.jit
-def _products(here, xs, ys, keys, NEAR: gl.constexpr, DELTA: gl.constexpr, L: gl.constexpr):
+def _products(here, near, xs, ys, keys, DELTA: gl.constexpr, L: gl.constexpr):
     """Products of q and k [C, C] and, under the delta rule, of k and k, where rows decayed by `here` [C, K] and keys
-    too, or with NEAR, keys decayed up by as much."""
+    too, or if `near`, keys decayed up by as much."""
     A: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
     decay = exp2(here)
     y = ys.load(L).to(gl.float32)
     row = y * decay
-    z = row
-    if NEAR:
-        z = y * exp2(gl.minimum(-here, FAR))
     meet()  # the keys before have been read
-    high, low = halves(z)
+    high, low = halves(y * exp2(gl.where(near, gl.minimum(-here, FAR), here)))
     keys.index(0).store(high)
     if DELTA:
         keys.index(1).store(low)
@@ -142,23 +141,28 @@ def channel_blocks(
     row = gl.arange(0, C, gl.SliceLayout(1, LEFT))[:, None]
     step = gl.arange(0, C, gl.SliceLayout(0, LEFT))[None, :]
     one = gl.where(start < stop, 1.0, 0.0)
-    here = _sums((row >> 4 == step >> 4) & (step <= row), one, steps, SUMS)
-    least = gl.min(here, 1)
-    slow = gl.convert_layout(least, gl.SliceLayout(1, PAIRS))[:, None] < -FAR
-    p, b = _products(here, xs, ys, keys, True, DELTA, SUMS)
-    near = (n >> 4 == m >> 4) & (n >= m) & (slow == 0)
-    p, b = gl.where(near, p, 0.0), gl.where(near, b, 0.0)
-    first = 4
-    if gl.min(least, 0) < -FAR:
-        first = 0
+    p = gl.zeros([C, C], gl.float32, PAIRS)
+    b = gl.zeros([C, C], gl.float32, PAIRS)
+    slow = gl.full([C], 0, gl.int32, gl.SliceLayout(1, PAIRS))
+    turn, turns = 0, 3  # one loop for all: what does not fit the cache of instructions takes twice as long
+    while turn < turns:
+        near = turn == 0
+        level = gl.where(near, 4, gl.where(turn < 3, turn + 3, turn - 3))
+        past = ((row >> level) & 1 == 1) | near
+        here = _sums((row >> level == step >> level) & (past == (step <= row)), one, steps, SUMS)
+        if near:
+            least = gl.min(here, 1)
+            slow = gl.convert_layout((least < -FAR).to(gl.int32), gl.SliceLayout(1, PAIRS))
+            turns = gl.where(gl.min(least, 0) < -FAR, 7, 3)
+        p_, b_ = _products(here, near, xs, ys, keys, DELTA, SUMS)
+        mine = gl.where(near, slow == 0, (level >= 4) | (slow > 0))[:, None]
+        meets = ((n >> level) ^ gl.where(near, 0, 1)) == (m >> level)
+        p, b = gl.where(meets & (n >= m) & mine, p_, p), gl.where(meets & (n >= m) & mine, b_, b)
+        turn += 1
+    if turns > 3:
         own = gl.sum(xs.load(SUMS).to(gl.float32) * ys.load(SUMS).to(gl.float32), 1)
-        p = gl.where((n == m) & slow, gl.convert_layout(own, gl.SliceLayout(1, PAIRS))[:, None], p)
-    for level in range(first, 6):
-        these = (row >> level == step >> level) & (((row >> level) & 1 == 1) == (step <= row))
-        here = _sums(these, one, steps, SUMS)
-        p_, b_ = _products(here, xs, ys, keys, False, DELTA, SUMS)
-        meet_ = (((n >> level) ^ 1) == (m >> level)) & (n > m) & ((level >= 4) | slow)
-        p, b = gl.where(meet_, p_, p), gl.where(meet_, b_, b)
+        own = gl.convert_layout(own, gl.SliceLayout(1, PAIRS))
+        p = gl.where((n == m) & (slow > 0)[:, None], own[:, None], p)
 
     base = block * (C * K)
     here = _sums(step <= row, one, steps, SUMS)

@@ -5,8 +5,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
-from evalsuite_kernels.gluon import copy, exp2, meet
-from evalsuite_kernels.hopper_solve import PAIRS, SHARED, C, inverse, length, lines, put, softplus, strengths, times
+from evalsuite_kernels.gluon import copy, exp2, meet, softplus
+from evalsuite_kernels.hopper_solve import PAIRS, SHARED, C, inverse, length, lines, put, strengths, times
 
 LOG2E = gl.constexpr(1.4426950408889634)
 

@@ -104,14 +104,6 @@ def lines(x, to, tile):
 
 
 @gluon.jit
-def softplus(x):
-    """log(1 + exp(x)), to 20 bits where it is small."""
-    e = gl.exp(-gl.abs(x))
-    small = e * (1.0 - e * (0.5 - e * (0.33333334 - e * 0.25)))
-    return gl.maximum(x, 0.0) + gl.where(e < 0.015625, small, gl.log(1.0 + e))
-
-
-@gluon.jit
 def length(x):
     """1 / |x| of rows, |x| at least 1e-12."""
     return 1.0 / gl.maximum(gl.sqrt(gl.sum(x * x, 1)), 1e-12)

@@ -126,7 +126,8 @@ def test_decays_beyond_what_keys_may_decay_up(op, gate):
 CASES = [
     exact.Case(1000, regime="collinear", state=True), exact.Case(1000, regime="softplus", state=True),
     exact.Case(130, K=256, V=256, H=1, state=True), exact.Case(130, K=64, HV=4), exact.Case(65, state=True),
-    exact.Case(300, regime="storm"), exact.Case(1000, regime="raw", state=True), exact.Case(70, K=64, HV=4, regime="raw"),
+    exact.Case(300, regime="storm"), exact.Case(1000, regime="raw", state=True),
+    exact.Case(70, K=64, HV=4, regime="raw"),
     exact.Case(1000, regime="long", segment=256, state=True), exact.Case(500, regime="raw", segment=128),
     exact.Case(130, V=96, state=True),
 ]  # fmt: skip

@@ -42,7 +42,7 @@ FUSED: dict[str, list[dict[str, int]]] = {
     "pairs_back": [{"BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "inside_back": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "transition": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
-    "merge": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
+    "merge": [{"BK": BK, "BV": 64, "num_warps": 4, "num_stages": 1} for BK in (64, 128)],
 }
 # a call that runs the kernel: operator, dtype, whether with gradients; bf16's forward pass has kernels of its own
 USES = {
