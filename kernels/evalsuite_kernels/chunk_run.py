@@ -1,8 +1,4 @@
-"""One call of either recurrence as launches of the kernels by chunks.
-
-Launch settings are fixed by dtype and head size alone, never by batch, heads or length, but for the groups of chunks of
-linear attention, which no result knows of: results depend on none of them.
-"""
+"""One call of either recurrence as launches of the kernels by chunks."""
 
 import importlib
 from collections.abc import Callable
@@ -23,27 +19,12 @@ from evalsuite_kernels import chunk_segments as segments
 from evalsuite_kernels import chunk_wide as wide
 from evalsuite_kernels.arguments import GLUON, INTERPRETED, Raw, hopper
 from evalsuite_kernels.chunk_plan import CHUNK, even_plan, planned
+from evalsuite_kernels.chunk_settings import SETTINGS
 from evalsuite_kernels.launches import Launches
 
 WIDEST = 128  # head dim of q and k with which three tiles of a chunk fit into shared memory
 Scan = Callable[[Tensor, Tensor, Tensor], None]  # the first chunk of each stretch, the states before and after it
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-# Warps of each kernel and columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a
-# scan of one stage nor narrower blocks with four warps: there the compiled wgmma reads wrong shared memory.
-SETTINGS = {
-    "channel_gates": {"BK": 128, "num_warps": 4},
-    "channel_levels": {"BK": 32, "num_warps": 2, "num_stages": 3},
-    "head_products": {"BK": 64, "num_warps": 4},
-    "wide": {"BK": 64, "BV": 64, "num_warps": 4, "num_stages": 1},  # both scans of heads above 128
-    "solve": {"num_warps": 1},
-    "fold": {"BK": 64, "num_warps": 4, "num_stages": 1},
-    "scan": {"BV": 32, "STAGES": 2, "num_warps": 4},
-    "scan_back": {"BV": 32, "STAGES": 3, "num_warps": 4},
-    "pairs_back": {"BV": 64, "num_warps": 4, "num_stages": 1},
-    "inside_back": {"BK": 64, "BV": 64, "num_warps": 8, "num_stages": 1},
-    "transition": {"BV": 32, "STAGES": 2, "num_warps": 4},
-    "merge": {"BK": 128, "BV": 64, "num_warps": 4, "num_stages": 1},
-}
 
 
 @cache
@@ -69,10 +50,11 @@ class Run:
         *,
         segment: int = 0,
         keep: bool,
+        launches: Launches | None = None,
     ) -> None:
         B, T, self.H, self.K = q.shape
         self.keep = keep  # for the backward pass
-        self.launches = Launches()
+        self.launches = Launches() if launches is None else launches
         self.HV, self.V = v.shape[2:]
         columns = self.HV * self.V // 64
         self.plan = even_plan(B, T, columns, q.device) if cu is None else planned(cu.tolist(), columns, q.device)
@@ -276,8 +258,8 @@ class Run:
         settings = self._settings("transition")
         self.launches.add(
             segments.transition, (self.KP // settings["BV"], self.HV, count),
-            self.k, self.each, self.G, self.D, *self._chunks(self.Kd, self.Kg), self.rates, *self.plan[:2], firsts, self.M,
-            self.chunks, self.H, self.HV, self.K, TMA=self.tma, **self.shared, **settings,
+            self.k, self.each, self.G, self.D, *self._chunks(self.Kd, self.Kg), self.rates, *self.plan[:2], firsts,
+            self.M, self.chunks, self.H, self.HV, self.K, TMA=self.tma, **self.shared, **settings,
         )  # fmt: skip
 
     def _scan(self, o: Tensor | None, kept: list[Tensor | None], firsts: Tensor, S0: Tensor, S1: Tensor) -> None:

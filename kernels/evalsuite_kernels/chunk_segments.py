@@ -34,10 +34,7 @@ def transition(
     S = tl.where(d[:, None] == e[None, :], 1.0, 0.0)
     for c in tl.range(tl.load(firsts + n), tl.load(firsts + n + 1), num_stages=STAGES):
         block = (h * chunks + c).to(tl.int64)
-        if D is not None:
-            decay = tl.load(D + block * KP + d)[:, None]
-        else:
-            decay = chunk_decay(G, block, d, KP, GATE)[:, None]
+        decay = chunk_decay(G, block, d, KP, GATE) if D is None else tl.load(D + block * KP + d)
         if DELTA:
             if GATE == 2:
                 x = -dot(load_chunk(Kd, block, i, d, KP, DOT, TMA), S, DOT, PRECISION)
@@ -49,11 +46,11 @@ def transition(
             if each is not None:
                 x *= tl.load(each + block * C + i)[:, None]
             kg = tl.trans(load_chunk(Kg, block, i, d, KP, DOT, TMA))
-            S = S * decay + dot(kg, x, DOT, PRECISION)
+            S = S * decay[:, None] + dot(kg, x, DOT, PRECISION)
             if DOT.primitive_bitwidth == 16:
                 S += dot(kg, halves(x, DOT)[1], DOT, PRECISION)
         else:
-            S = S * decay
+            S = S * decay[:, None]
     store_tile(M, (n * HV + h).to(tl.int64) * KP * KP, d, e, KP, S)
 
 
@@ -62,31 +59,18 @@ def merge(
     M, E, S, edges,
     states,
     HV,
-    KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, PRECISION: tl.constexpr,
+    KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`states` [segments, HV, KP, VP], those before each segment, of the first ones S [N, HV, KP, VP]; with BACK their
     gradients: after each segment, of the last ones S, by M^T."""
     vb, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    e = vb * BV + tl.arange(0, BV)
+    d, e = tl.arange(0, KP), vb * BV + tl.arange(0, BV)
     first, end = tl.load(edges + n), tl.load(edges + n + 1)
-    at = (n * HV + h).to(tl.int64) * KP * VP
+    x = load_tile(S, (n * HV + h).to(tl.int64) * KP * VP, d, e, VP, tl.float32)
     for step in range(0, end - first):
-        j = end - 1 - step if BACK else first + step
-        to = (j * HV + h).to(tl.int64)
-        was = ((j + 1 if BACK else j - 1) * HV + h).to(tl.int64)
-        tl.debug_barrier()  # the state before has been written
-        for kb in range(0, KP, BK):
-            d = kb + tl.arange(0, BK)
-            if step == 0:
-                x = load_tile(S, at, d, e, VP, tl.float32)
-            else:
-                x = load_tile(E, was * KP * VP, d, e, VP, tl.float32)
-                for lb in range(0, KP, BK):
-                    f = lb + tl.arange(0, BK)
-                    if BACK:
-                        m = tl.trans(load_tile(M, was * KP * KP, f, d, KP, tl.float32))
-                    else:
-                        m = load_tile(M, was * KP * KP, d, f, KP, tl.float32)
-                    before = load_tile(states, was * KP * VP, f, e, VP, tl.float32)
-                    x += dot(m, before, tl.float32, PRECISION)
-            store_tile(states, to * KP * VP, d, e, VP, x)
+        j = (end - 1 - step if BACK else first + step) * HV + h
+        store_tile(states, j.to(tl.int64) * KP * VP, d, e, VP, x)
+        m = load_tile(M, j.to(tl.int64) * KP * KP, d, d, KP, tl.float32)
+        if BACK:
+            m = tl.trans(m)
+        x = dot(m, x, tl.float32, PRECISION) + load_tile(E, j.to(tl.int64) * KP * VP, d, e, VP, tl.float32)

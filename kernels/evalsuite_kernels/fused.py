@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import Raw, expect, note, offsets
+from evalsuite_kernels.arguments import INTERPRETED, Raw, expect, note, offsets
 from evalsuite_kernels.chunk_run import Run
 from evalsuite_kernels.decode import decode_step
+from evalsuite_kernels.launches import Rehearsal, compile_all
+
+REHEARSED: set[tuple[object, ...]] = set()  # kinds of calls with gradients
+LIKE = 2048  # tokens of a call that launches all that longer ones do
 
 
 def recurrence(  # noqa: PLR0913 - the public operators' arguments
@@ -39,10 +43,37 @@ def recurrence(  # noqa: PLR0913 - the public operators' arguments
         step = (q[:, 0], k[:, 0], v[:, 0], gate, None if beta is None else beta[:, 0], state)
         named = {"beta_sigmoid" if name == "sigmoid" else name: x for name, x in raw._asdict().items()}
         return decode_step(*step, scale=scale, **named)[:, None], state
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        given = (q, k, v, g, beta, initial_state, raw.A_log, raw.dt_bias)
+        if any(x is not None and x.requires_grad for x in given):
+            rehearse(q, k, v, g, beta, raw, segment)
     return torch.ops.evalsuite.recurrence(
         q, k, v, g, beta, initial_state.float(), cu_seqlens, raw.A_log, raw.dt_bias, scale, raw.l2norm, raw.sigmoid,
         raw.beta_max, segment,
     )  # fmt: skip
+
+
+def rehearse(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, raw: Raw, segment: int = 0
+) -> None:
+    """Compile the kernels of both passes of a new kind of call at a time, for inputs like these: each pass by itself
+    would wait for its slowest."""
+    tensors = (q, k, v, g, beta, raw.A_log, raw.dt_bias)
+    kind = (q.device, q.shape[3], v.shape[3], raw.l2norm, raw.sigmoid, segment > 0)
+    kind = (*kind, *(None if x is None else (x.dtype, x.dim()) for x in tensors))
+    if kind in REHEARSED or INTERPRETED:
+        return
+    x: list[Any] = [t if t is None or t.dim() == 1 else t.new_empty(1, LIKE, *t.shape[2:]) for t in tensors[:5]]
+    S = v.new_empty(1, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+
+    def call(keep: bool, launches: Rehearsal) -> Run:
+        return Run(x[0], x[1], x[2], x[3], x[4], S, None, 1.0, raw, segment=segment, keep=keep, launches=launches)
+
+    there, back = Rehearsal(), Rehearsal()
+    call(False, there).forward()
+    call(True, back).backward(torch.empty_like(x[2]), S)
+    compile_all({there.kind: there, back.kind: back}, q.device)
+    REHEARSED.add(kind)
 
 
 def _name(beta: Tensor | None) -> str:

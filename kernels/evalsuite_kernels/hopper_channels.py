@@ -71,15 +71,31 @@ def _sums(these, one, steps, L: gl.constexpr):
 
 
 @gluon.jit
-def _products(here, near, xs, ys, keys, DELTA: gl.constexpr, L: gl.constexpr):
-    """Products of q and k [C, C] and, under the delta rule, of k and k, where rows decayed by `here` [C, K] and keys
-    too, or if `near`, keys decayed up by as much."""
+def _turn(p, b, slow, turns, turn, near, one, xs, ys, steps, keys, DELTA: gl.constexpr, L: gl.constexpr):
+    """Add to P and B [C, C] what meets at the start of blocks of 16 if `near` (turn 0), then where two of 16, and of
+    32, meet, and then, for slow rows alone, where two blocks inside one of 16 do."""
     A: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, L, 2)
+    row = gl.arange(0, C, gl.SliceLayout(1, LEFT))[:, None]
+    step = gl.arange(0, C, gl.SliceLayout(0, LEFT))[None, :]
+    level = gl.where(near, 4, gl.where(turn < 3, turn + 3, turn - 3))
+    past = ((row >> level) & 1 == 1) | near
+    here = _sums((row >> level == step >> level) & (past == (step <= row)), one, steps, L)
+    if near:
+        least = gl.min(here, 1)
+        slow = gl.convert_layout((least < -FAR).to(gl.int32), gl.SliceLayout(1, PAIRS))
+        turns = gl.where(gl.min(least, 0) < -FAR, 7, 3)
     decay = exp2(here)
     y = ys.load(L).to(gl.float32)
-    row = y * decay
+    other = y * decay
+    if near is True:
+        z = y * exp2(gl.minimum(-here, FAR))
+    elif near is False:
+        z = other
+    else:
+        z = y * exp2(gl.where(near, gl.minimum(-here, FAR), here))
     meet()  # the keys before have been read
-    high, low = halves(y * exp2(gl.where(near, gl.minimum(-here, FAR), here)))
+    high, low = halves(z)
     keys.index(0).store(high)
     if DELTA:
         keys.index(1).store(low)
@@ -88,16 +104,20 @@ def _products(here, near, xs, ys, keys, DELTA: gl.constexpr, L: gl.constexpr):
     x = gl.convert_layout((xs.load(L).to(gl.float32) * decay).to(gl.bfloat16), A)
     key = keys.index(0).permute((1, 0))
     none = gl.zeros([C, C], gl.float32, PAIRS)
-    p = hopper.warpgroup_mma(x, key, none, use_acc=False, is_async=True)
-    b = none
+    p_ = hopper.warpgroup_mma(x, key, none, use_acc=False, is_async=True)
+    b_ = none
     if DELTA:  # P is to be multiplied by T, whose parts cancel it
-        p = hopper.warpgroup_mma(x, keys.index(1).permute((1, 0)), p, is_async=True)
-        y = gl.convert_layout(row.to(gl.bfloat16), A)
-        b = hopper.warpgroup_mma(y, key, b, use_acc=False, is_async=True)
-        p, b, x, y = hopper.warpgroup_mma_wait(0, [p, b, x, y])
+        p_ = hopper.warpgroup_mma(x, keys.index(1).permute((1, 0)), p_, is_async=True)
+        y = gl.convert_layout(other.to(gl.bfloat16), A)
+        b_ = hopper.warpgroup_mma(y, key, b_, use_acc=False, is_async=True)
+        p_, b_, x, y = hopper.warpgroup_mma_wait(0, [p_, b_, x, y])
     else:
-        p, x = hopper.warpgroup_mma_wait(0, [p, x])
-    return p, b
+        p_, x = hopper.warpgroup_mma_wait(0, [p_, x])
+    n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
+    m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
+    mine = gl.where(near, slow == 0, (level >= 4) | (slow > 0))[:, None]
+    meets = (((n >> level) ^ gl.where(near, 0, 1)) == (m >> level)) & (n >= m) & mine
+    return gl.where(meets, p_, p), gl.where(meets, b_, b), slow, turns
 
 
 @gluon.jit(do_not_specialize=["chunks", "H", "HV"])
@@ -144,20 +164,15 @@ def channel_blocks(
     p = gl.zeros([C, C], gl.float32, PAIRS)
     b = gl.zeros([C, C], gl.float32, PAIRS)
     slow = gl.full([C], 0, gl.int32, gl.SliceLayout(1, PAIRS))
-    turn, turns = 0, 3  # one loop for all: what does not fit the cache of instructions takes twice as long
+    turn, turns = 0, 3
+    # the first turn on its own is faster, but where a kernel would not fit the cache of instructions then
+    APART: gl.constexpr = A_log is None and not UNIT
+    if APART:
+        p, b, slow, turns = _turn(p, b, slow, turns, 0, True, one, xs, ys, steps, keys, DELTA, SUMS)
+        turn = 1
     while turn < turns:
-        near = turn == 0
-        level = gl.where(near, 4, gl.where(turn < 3, turn + 3, turn - 3))
-        past = ((row >> level) & 1 == 1) | near
-        here = _sums((row >> level == step >> level) & (past == (step <= row)), one, steps, SUMS)
-        if near:
-            least = gl.min(here, 1)
-            slow = gl.convert_layout((least < -FAR).to(gl.int32), gl.SliceLayout(1, PAIRS))
-            turns = gl.where(gl.min(least, 0) < -FAR, 7, 3)
-        p_, b_ = _products(here, near, xs, ys, keys, DELTA, SUMS)
-        mine = gl.where(near, slow == 0, (level >= 4) | (slow > 0))[:, None]
-        meets = ((n >> level) ^ gl.where(near, 0, 1)) == (m >> level)
-        p, b = gl.where(meets & (n >= m) & mine, p_, p), gl.where(meets & (n >= m) & mine, b_, b)
+        near = False if APART else turn == 0
+        p, b, slow, turns = _turn(p, b, slow, turns, turn, near, one, xs, ys, steps, keys, DELTA, SUMS)
         turn += 1
     if turns > 3:
         own = gl.sum(xs.load(SUMS).to(gl.float32) * ys.load(SUMS).to(gl.float32), 1)

@@ -1,5 +1,6 @@
 """Kernels that are launched one after another, and compiled all at a time when they are new: each takes seconds."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -36,16 +37,33 @@ class Launches:
     def run(self, kind: tuple[Any, ...], device: torch.device) -> None:
         """Launch what is waiting. Calls of one kind need the same kernels; a kernel that is missing all the same is
         compiled when it is launched."""
+        compile_all({kind: self}, device)
         with _on(device):
-            if not INTERPRETED and (kind, device) not in COMPILED and hasattr(triton, "AsyncCompileMode"):
-                with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
-                    ready = [
-                        pool.submit(_load, kernel.warmup(*args, grid=grid, **options), device)
-                        for kernel, grid, args, options in self.waiting
-                    ]
-                for one in ready:
-                    one.result()
-                COMPILED.add((kind, device))
             for kernel, grid, args, options in self.waiting:
                 kernel[grid](*args, **options)
         self.waiting.clear()
+
+
+class Rehearsal(Launches):
+    """What a call would launch, and of what kind."""
+
+    kind: tuple[Any, ...] = ()
+
+    def run(self, kind: tuple[Any, ...], device: torch.device) -> None:
+        self.kind = kind
+
+
+def compile_all(calls: Mapping[tuple[Any, ...], Launches], device: torch.device) -> None:
+    """Compile and load at a time what waits in calls of kinds that are new."""
+    new = {kind: call for kind, call in calls.items() if (kind, device) not in COMPILED}
+    if not new or INTERPRETED or not hasattr(triton, "AsyncCompileMode"):
+        return
+    with _on(device), ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+        ready = [
+            pool.submit(_load, kernel.warmup(*args, grid=grid, **options), device)
+            for call in new.values()
+            for kernel, grid, args, options in call.waiting
+        ]
+    for one in ready:
+        one.result()
+    COMPILED.update((kind, device) for kind in new)

@@ -6,5 +6,5 @@ decode.json: one step against the copy bandwidth; start.json: first calls with a
 what all this ran on.
 
 `--only dispatch` and `--only tune` measure what the committed tables say, full/dispatch.py FASTER and the launch
-settings of chunk_run.py and full/settings.py.
+settings of chunk_settings.py and full/settings.py.
 """

@@ -28,8 +28,8 @@ FULL: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {
     ("queries", 4): [(32, 32, 8, 1), (32, 16, 4, 1)],
     ("decode", 4): [(16, 64, 4, 2), (16, 32, 4, 3)],
 }
-# of chunk_run.py. Neither one stage of a scan nor, where wgmma multiplies, four warps on less than 64 columns, but for
-# what chunk_run.py itself has: Triton 3.6 miscompiles those (see there), which a check of results need not show.
+# of chunk_settings.py. Neither one stage of a scan nor, where wgmma multiplies, four warps on less than 64 columns, but
+# for what is committed: Triton 3.6 miscompiles those (see there), which a check of results need not show.
 FUSED: dict[str, list[dict[str, int]]] = {
     "channel_gates": [{"BK": 64, "num_warps": 4}, {"BK": 128, "num_warps": 8}],
     "channel_levels": [{"BK": 32, "num_warps": 2, "num_stages": 2}, {"BK": 64, "num_warps": 4, "num_stages": 2}],
@@ -42,7 +42,7 @@ FUSED: dict[str, list[dict[str, int]]] = {
     "pairs_back": [{"BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "inside_back": [{"BK": 64, "BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "transition": [{"BV": 64, "STAGES": stages, "num_warps": warps} for stages in (2, 3) for warps in (4, 8)],
-    "merge": [{"BK": BK, "BV": 64, "num_warps": 4, "num_stages": 1} for BK in (64, 128)],
+    "merge": [{"BV": 64, "num_warps": warps, "num_stages": 1} for warps in (4, 8)],
 }
 # a call that runs the kernel: operator, dtype, whether with gradients; bf16's forward pass has kernels of its own
 USES = {
@@ -60,7 +60,7 @@ USES = {
     "merge": ("kda", "bfloat16", False),
 }
 SEGMENTS = {"transition": 1024, "merge": 1024}  # tokens, where only segments run the kernel
-PLACES = {"full": "evalsuite_kernels.full.settings", "fused": "evalsuite_kernels.chunk_run"}
+PLACES = {"full": "evalsuite_kernels.full.settings", "fused": "evalsuite_kernels.chunk_settings"}
 LENGTH = {2: 4096, 4: 1024}  # of softmax attention's calls, by bytes of a number
 
 
