@@ -1,5 +1,5 @@
-"""Launch settings of the kernels by chunks, fixed by dtype and head size alone, never by batch, heads or length: results
-depend on none of them. (Of linear attention's groups of chunks, which do, no result knows.)"""
+"""Launch settings of the kernels by chunks, fixed by dtype and head size alone, never by batch, heads or length: no
+result depends on those. (Linear attention's groups of chunks do, of which no result knows.)"""
 
 # kernel -> its warps and the columns of its blocks; measured on an H200, torch 2.11, Triton 3.6 (ptxas 12.8). Neither a
 # scan of one stage nor narrower blocks with four warps: there the compiled wgmma reads wrong shared memory.

@@ -59,8 +59,8 @@ def rehearse(
     """Compile the kernels of both passes of a new kind of call at a time, for inputs like these: each pass by itself
     would wait for its slowest."""
     tensors = (q, k, v, g, beta, raw.A_log, raw.dt_bias)
-    kind = (q.device, q.shape[3], v.shape[3], raw.l2norm, raw.sigmoid, segment > 0)
-    kind = (*kind, *(None if x is None else (x.dtype, x.dim()) for x in tensors))
+    heads = (q.device, q.shape[3], v.shape[3], raw.l2norm, raw.sigmoid, segment > 0)
+    kind = (*heads, *(None if x is None else (x.dtype, x.dim()) for x in tensors))
     if kind in REHEARSED or INTERPRETED:
         return
     x: list[Any] = [t if t is None or t.dim() == 1 else t.new_empty(1, LIKE, *t.shape[2:]) for t in tensors[:5]]
