@@ -153,11 +153,11 @@ def pairs_back(
 def _from_states(
     states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr, STATE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STATES: tl.constexpr,
 ):  # fmt: skip
     """The gradients of Qs (without its scale), Kd and Kg [C, BK], and of the decay of the whole chunk [BK].
 
-    STATE: the type of products with states. R is v [tokens, HV, V] without DELTA.
+    STATE, STATES: type and precision of the products. R is v [tokens, HV, V] without DELTA.
     """
     dx = tl.zeros([C, BK], tl.float32)
     dk = tl.zeros([C, BK], tl.float32)
@@ -165,16 +165,16 @@ def _from_states(
     dD = tl.zeros([BK], tl.float32)
     for vb in range(0, VP, BV):
         e = vb + tl.arange(0, BV)
-        S = load_tile(states, block * KP * VP, d, e, VP, STATE)
-        dS = load_tile(d_states, block * KP * VP, d, e, VP, STATE)
-        dx += dot(load_rows(d_o, start, i, valid, HV, h, e, V, STATE), tl.trans(S), STATE, PRECISION)
+        S = load_tile(states, block * KP * VP, d, e, VP, tl.float32)
+        dS = load_tile(d_states, block * KP * VP, d, e, VP, tl.float32)
+        dx += dot(load_rows(d_o, start, i, valid, HV, h, e, V, STATE), tl.trans(S), STATE, STATES)
         if DELTA:
             r = load_tile(R, block * C * VP, i, e, VP, STATE)
-            dk -= dot(load_rows(d_v, start, i, valid, HV, h, e, V, STATE), tl.trans(S), STATE, PRECISION)
+            dk -= dot(load_rows(d_v, start, i, valid, HV, h, e, V, STATE), tl.trans(S), STATE, STATES)
         else:
             r = load_rows(R, start, i, valid, HV, h, e, V, STATE)
-        late += dot(r, tl.trans(dS), STATE, PRECISION)
-        dD += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 1)
+        late += dot(r, tl.trans(dS), STATE, STATES)
+        dD += tl.sum(S * dS, 1)
     return dx, dk, late, dD
 
 
@@ -184,7 +184,7 @@ def head_back(
     d_q, d_k, d_g, d_A,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, DELTA: tl.constexpr,
-    STATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STATE: tl.constexpr, STATES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a chunk's q, k and g are owed, per value head, without a gate or under one per head: d_q and d_k
     [tokens, HV, K], and d_g [tokens, HV].
@@ -215,7 +215,7 @@ def head_back(
     for kb in range(0, KP, BK):
         d = kb + tl.arange(0, BK)
         dx, dk, late, dD = _from_states(
-            states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, PRECISION
+            states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, STATES
         )
         x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * (scale * of_q)[:, None]
         y = load_rows(k, start, i, valid, H, head, d, K, DOT)
@@ -228,7 +228,7 @@ def head_back(
             since_ += tl.sum(x * dx + y.to(tl.float32) * dk, 1)
             until_ += tl.sum(y.to(tl.float32) * late, 1)
             whole += tl.sum(dD)
-            between += dp * dot(x, tl.trans(y.to(tl.float32)), tl.float32, PRECISION)
+            between += dp * dot(x, tl.trans(y.to(tl.float32)), tl.float32, STATES)
         dk += late
         dx += dot(dp, y, DOT, PRECISION)
         dk += dot(tl.trans(dp), x, DOT, PRECISION)
@@ -244,7 +244,7 @@ def head_back(
         since_, until_ = since_.to(SUM), until_.to(SUM)
         dg = tl.cumsum(since_, 0, reverse=True) + tl.cumsum(until_, 0) - until_ + whole
         early = tl.where(i[:, None] < i[None, :], 1.0, 0.0)  # keys before a gate
-        before = dot(between, early, tl.float32, PRECISION)
+        before = dot(between, early, tl.float32, STATES)
         dg += tl.sum(tl.where(past, before, 0.0), 0)
         if A_log is not None:
             x = tl.load(g + (start + i).to(tl.int64) * HV + h, mask=valid, other=0.0).to(tl.float32)
@@ -261,7 +261,7 @@ def channel_back(
     d_q, d_k, d_g, d_A,
     scale, chunks, H, HV, K, V,
     KP: tl.constexpr, BK: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, DELTA: tl.constexpr,
-    STATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STATE: tl.constexpr, STATES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The same under a gate per channel, BK channels in each program; d_g [tokens, HV, K]."""
     c, h, kb = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -272,7 +272,7 @@ def channel_back(
     block = (h * chunks + c).to(tl.int64)
     base = block * C * KP
     dx, dk, late, dD = _from_states(
-        states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, PRECISION
+        states, d_states, R, d_o, d_v, block, start, i, valid, h, d, HV, V, KP, BK, VP, BV, DELTA, STATE, STATES
     )
     of_q, of_k = lengths(rates, block)
     x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * (scale * of_q)[:, None]

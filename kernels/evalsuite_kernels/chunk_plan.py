@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache, partial
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -22,29 +22,22 @@ class Plan(NamedTuple):
     begins: Tensor
     owners: Tensor
     size: int
-
-    def segments(self, length: int) -> "Segments":
-        """Of `length` chunks each, but for a sequence's last, which may have none: the state between two segments is
-        the same whether or not a sequence ends there."""
-        bounds = self.firsts.tolist()
-        firsts: list[int] = []
-        edges = [0]
-        for first, end in pairwise(bounds):
-            firsts += range(first, end + 1, length)
-            edges.append(len(firsts))
-        numbers = partial(torch.tensor, dtype=torch.int32, device=self.firsts.device)
-        return Segments(numbers([*firsts, bounds[-1]]), numbers(edges))
+    segments: "Segments | None"
 
 
 class Segments(NamedTuple):
-    """The first chunk of each, and the first segment of each sequence, as int32 tensors."""
+    """The first chunk of each segment and the first segment of each sequence, and each sequence's first and last
+    segment, as int32 tensors."""
 
     firsts: Tensor
     edges: Tensor
+    opening: Tensor
+    closing: Tensor
 
 
-def planned(bounds: Sequence[int], columns: int, device: torch.device) -> Plan:
-    """There are as many groups as fill the GPU, where each has as many programs as `columns`."""
+def planned(bounds: Sequence[int], columns: int, device: torch.device, segment: int = 0) -> Plan:
+    """There are as many groups as fill the GPU, where each has as many programs as `columns`; segments of `segment`
+    tokens if it is not 0."""
     starts: list[int] = []
     stops: list[int] = []
     firsts = [0]
@@ -58,9 +51,16 @@ def planned(bounds: Sequence[int], columns: int, device: torch.device) -> Plan:
     groups = [(a, n) for n, (first, end) in enumerate(pairwise(firsts)) for a in range(first, end, size) or [first]]
     begins, owners = [*(a for a, _ in groups), len(starts)], [n for _, n in groups]
     numbers = partial(torch.tensor, dtype=torch.int32, device=device)
-    return Plan(numbers(starts), numbers(stops), numbers(firsts), numbers(begins), numbers(owners), size)
+    segments = None
+    if segment:
+        # a sequence that ends between two has one more, of no chunks: the state there is the same for those that go on
+        each = [range(first, end + 1, segment // CHUNK) for first, end in pairwise(firsts)]
+        edges = [0, *accumulate(map(len, each))]
+        heads = [*chain.from_iterable(each), len(starts)]
+        segments = Segments(*map(numbers, (heads, edges, edges[:-1], [edge - 1 for edge in edges[1:]])))
+    return Plan(numbers(starts), numbers(stops), numbers(firsts), numbers(begins), numbers(owners), size, segments)
 
 
 @cache  # for good: a CUDA graph that was captured goes on reading it
-def even_plan(B: int, T: int, columns: int, device: torch.device) -> Plan:
-    return planned(range(0, B * T + 1, T), columns, device)
+def even_plan(B: int, T: int, columns: int, device: torch.device, segment: int = 0) -> Plan:
+    return planned(range(0, B * T + 1, T), columns, device, segment)

@@ -50,14 +50,13 @@ class Run:
         *,
         segment: int = 0,
         keep: bool,
+        gate_owed: bool = True,
         launches: Launches | None = None,
     ) -> None:
         B, T, self.H, self.K = q.shape
         self.keep = keep  # for the backward pass
         self.launches = Launches() if launches is None else launches
         self.HV, self.V = v.shape[2:]
-        columns = self.HV * self.V // 64
-        self.plan = even_plan(B, T, columns, q.device) if cu is None else planned(cu.tolist(), columns, q.device)
         self.q, self.k, self.v, self.scale, self.raw = q.contiguous(), k.contiguous(), v.contiguous(), scale, raw
         self.g = None if g is None else g.contiguous()
         self.beta = None if beta is None else beta.contiguous()
@@ -65,7 +64,6 @@ class Run:
         self.S = self.padded(S)
         half = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
         self.dtype = torch.float32 if INTERPRETED and half == torch.bfloat16 else half
-        self.chunks, self.N = len(self.plan.starts), len(self.plan.firsts) - 1
         self.gate = 0 if g is None else 2 if g.dim() == 4 else 1
         # of a gate per head: from token to token, and from head to head
         self.strides = (0, 1) if g is None or g.dim() == 1 else (self.HV, 1)
@@ -74,11 +72,11 @@ class Run:
         self.exactly = "ieee" if INTERPRETED else "tf32x3"
         self.precision = self.exactly if self.dtype == torch.float32 else "tf32"
         exact = {"DOT": TYPES[self.dtype], "PRECISION": self.precision}
-        # the gradient of a fixed gate is one number for all tokens, and what half precision takes from states too much;
-        # without a gate nothing ever damps it
-        fixed = g is not None and g.dim() == 1
-        self.state_type = torch.float32 if fixed else self.dtype
-        self.exact_states = self.dtype.itemsize == 2 and (fixed or (beta is not None and g is None))
+        # what a gate per head is owed is a sum over a state, and a fixed gate's over all tokens too: half precision
+        # takes too much from states, for a fixed gate from their products too; without a gate nothing damps it
+        self.fixed = keep and g is not None and g.dim() == 1 and gate_owed
+        self.state_type = torch.float32 if keep and self.gate == 1 and gate_owed else self.dtype
+        self.exact_states = self.dtype.itemsize == 2 and (self.fixed or (beta is not None and g is None))
         self.split = self.KP > WIDEST and (beta is not None or self.gate == 2)
         self.tma = self.dtype.itemsize == 2 and hopper(q.device) and not self.split
         # fp16 has no room for keys that decay up; TMA reads from whole 16 bytes on
@@ -88,8 +86,15 @@ class Run:
         self.wide = bf16 and self.V in {64, 128, 256} and not keep
         self.late = self.wide and self.gate < 2 and beta is None  # P is made where it is read
         self.by_channels = self.blocks and self.gate == 2 and self.V in {64, 128}
-        # segments of other kernels' own make these superfluous
-        self.segments = self.plan.segments(segment // CHUNK) if segment and not (self.split or self.late) else None
+        if self.split or self.late:
+            segment = 0  # neither has a scan of stretches; linear attention's groups need none
+        columns = self.HV * self.V // 64
+        if cu is None:
+            self.plan = even_plan(B, T, columns, q.device, segment)
+        else:
+            self.plan = planned(cu.tolist(), columns, q.device, segment)
+        self.segments = self.plan.segments
+        self.chunks, self.N = len(self.plan.starts), len(self.plan.firsts) - 1
         self.shared: dict[str, Any] = {"KP": self.KP, "GATE": self.gate, "DELTA": beta is not None, **exact}
         self._prepare()
 
@@ -100,6 +105,7 @@ class Run:
 
     def run(self) -> None:
         kind = (*self.shared.values(), self.VP, self.keep, self.blocks, self.wide, self.segments is None)
+        kind = (*kind, self.state_type, self.fixed)
         raw = self.raw.l2norm, self.raw.A_log is None, self.raw.dt_bias is None, self.raw.sigmoid
         self.launches.run((*kind, *raw), self.q.device)
 
@@ -237,7 +243,7 @@ class Run:
             after = torch.empty_like(S)
             scan(self.plan.firsts, S, after)
             return after, after
-        firsts, edges = self.segments
+        firsts, edges, opening, closing = self.segments
         count = len(firsts) - 1
         from_none = S.new_zeros(count, *S.shape[1:])
         after, before = torch.empty_like(from_none), torch.empty_like(from_none)
@@ -251,7 +257,7 @@ class Run:
         )  # fmt: skip
         after = torch.empty_like(after)  # the merge still reads the former
         scan(firsts, before, after)
-        return after, edges[:-1] if back else edges[1:] - 1
+        return after, opening if back else closing
 
     def _transitions(self, firsts: Tensor, count: int) -> None:
         self.M = self.q.new_empty(count, self.HV, self.KP, self.KP, dtype=torch.float32)
@@ -289,13 +295,15 @@ class Run:
             in_gluon().inside_back(self, *arguments)
             return
         name, shared = "head_back", self.shared
+        exact = {"STATE": TYPES[torch.float32 if self.fixed else self.dtype]}
+        exact |= {"STATES": self.exactly if self.fixed else self.precision}
         settings = self._settings("inside_back")
         if self.gate == 2:
             name, shared = "channel_back", {n: x for n, x in self.shared.items() if n != "GATE"}
         self.launches.add(
             getattr(gradients, name), (self.chunks, self.HV, self._parts()), *arguments,
             self.scale, self.chunks, self.H, self.HV, self.K, self.V,
-            VP=self.VP, STATE=TYPES[self.state_type], **shared, **settings,
+            VP=self.VP, **exact, **shared, **settings,
         )  # fmt: skip
 
     def backward(self, d_o: Tensor, d_S: Tensor) -> list[Tensor]:

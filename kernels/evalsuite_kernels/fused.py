@@ -59,7 +59,8 @@ def rehearse(
     """Compile the kernels of both passes of a new kind of call at a time, for inputs like these: each pass by itself
     would wait for its slowest."""
     tensors = (q, k, v, g, beta, raw.A_log, raw.dt_bias)
-    heads = (q.device, q.shape[3], v.shape[3], raw.l2norm, raw.sigmoid, segment > 0)
+    owed = any(t is not None and t.requires_grad for t in (g, raw.A_log, raw.dt_bias))
+    heads = (q.device, q.shape[3], v.shape[3], raw.l2norm, raw.sigmoid, segment > 0, owed)
     kind = (*heads, *(None if x is None else (x.dtype, x.dim()) for x in tensors))
     if kind in REHEARSED or INTERPRETED:
         return
@@ -67,7 +68,10 @@ def rehearse(
     S = v.new_empty(1, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
 
     def call(keep: bool, launches: Rehearsal) -> Run:
-        return Run(x[0], x[1], x[2], x[3], x[4], S, None, 1.0, raw, segment=segment, keep=keep, launches=launches)
+        return Run(
+            x[0], x[1], x[2], x[3], x[4], S, None, 1.0, raw, segment=segment, keep=keep, gate_owed=owed,
+            launches=launches,
+        )  # fmt: skip
 
     there, back = Rehearsal(), Rehearsal()
     call(False, there).forward()
@@ -127,11 +131,12 @@ def _recurrence_back(  # noqa: PLR0913, PLR0917 - the forward pass's arguments a
     sigmoid: bool,
     beta_max: float,
     segment: int,
+    gate_owed: bool,
     d_o: Tensor,
     d_S: Tensor,
 ) -> list[Tensor]:
     raw = Raw(l2norm, A_log, dt_bias, sigmoid, beta_max)
-    run = Run(q, k, v, g, beta, S, cu, scale, raw, segment=segment, keep=True)
+    run = Run(q, k, v, g, beta, S, cu, scale, raw, segment=segment, keep=True, gate_owed=gate_owed)
     note(_name(beta) + " backward", run.language)
     return run.backward(d_o, d_S)
 
@@ -152,7 +157,8 @@ def _backward(ctx: Any, d_o: Tensor | None, d_S: Tensor | None) -> tuple[Tensor 
     v, S = tensors[2], tensors[5]
     d_o = v.new_zeros(v.shape) if d_o is None else d_o
     d_S = torch.zeros_like(S) if d_S is None else d_S
-    grads = torch.ops.evalsuite.recurrence_back(*tensors, *ctx.rest, d_o, d_S)
+    gate_owed = any(ctx.needs_input_grad[i] for i in (3, 7, 8))
+    grads = torch.ops.evalsuite.recurrence_back(*tensors, *ctx.rest, gate_owed, d_o, d_S)
     owed = iter(grads)
     kept = [None if i == 6 else next(owed) for i in range(len(tensors))]  # bounds of sequences are owed nothing
     return (*(None if x is None else d for x, d in zip(tensors, kept, strict=True)), *(None for _ in ctx.rest))

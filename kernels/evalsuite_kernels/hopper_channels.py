@@ -73,18 +73,19 @@ def _sums(these, one, steps, L: gl.constexpr):
 @gluon.jit
 def _turn(p, b, slow, turns, turn, near, one, xs, ys, steps, keys, DELTA: gl.constexpr, L: gl.constexpr):
     """Add to P and B [C, C] what meets at the start of blocks of 16 if `near` (turn 0), then where two of 16, and of
-    32, meet, and then, for slow rows alone, where two blocks inside one of 16 do."""
+    32, meet, and then, for slow rows alone, where two blocks inside one of 16 do, and at last each row and its key."""
     A: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, L, 2)
     row = gl.arange(0, C, gl.SliceLayout(1, LEFT))[:, None]
     step = gl.arange(0, C, gl.SliceLayout(0, LEFT))[None, :]
-    level = gl.where(near, 4, gl.where(turn < 3, turn + 3, turn - 3))
+    level = gl.where(near, 4, gl.where(turn < 3, turn + 3, (turn - 3) & 3))
+    alone = turn == 7
     past = ((row >> level) & 1 == 1) | near
-    here = _sums((row >> level == step >> level) & (past == (step <= row)), one, steps, L)
+    here = _sums((row >> level == step >> level) & (past == (step <= row)) & (turn < 7), one, steps, L)
     if near:
         least = gl.min(here, 1)
         slow = gl.convert_layout((least < -FAR).to(gl.int32), gl.SliceLayout(1, PAIRS))
-        turns = gl.where(gl.min(least, 0) < -FAR, 7, 3)
+        turns = gl.where(gl.min(least, 0) < -FAR, 8, 3)
     decay = exp2(here)
     y = ys.load(L).to(gl.float32)
     other = y * decay
@@ -116,7 +117,7 @@ def _turn(p, b, slow, turns, turn, near, one, xs, ys, steps, keys, DELTA: gl.con
     n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
     m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
     mine = gl.where(near, slow == 0, (level >= 4) | (slow > 0))[:, None]
-    meets = (((n >> level) ^ gl.where(near, 0, 1)) == (m >> level)) & (n >= m) & mine
+    meets = (((n >> level) ^ gl.where(near | alone, 0, 1)) == (m >> level)) & (n >= m) & mine
     return gl.where(meets, p_, p), gl.where(meets, b_, b), slow, turns
 
 
@@ -174,10 +175,6 @@ def channel_blocks(
         near = False if APART else turn == 0
         p, b, slow, turns = _turn(p, b, slow, turns, turn, near, one, xs, ys, steps, keys, DELTA, SUMS)
         turn += 1
-    if turns > 3:
-        own = gl.sum(xs.load(SUMS).to(gl.float32) * ys.load(SUMS).to(gl.float32), 1)
-        own = gl.convert_layout(own, gl.SliceLayout(1, PAIRS))
-        p = gl.where((n == m) & (slow > 0)[:, None], own[:, None], p)
 
     base = block * (C * K)
     here = _sums(step <= row, one, steps, SUMS)

@@ -65,7 +65,7 @@ def forward(run: "Run", o: Tensor, firsts: Tensor, S0: Tensor, S1: Tensor) -> No
 
 def linear(run: "Run", o: Tensor, S: Tensor) -> None:
     """o and the last states of linear attention without a gate per channel."""
-    starts, stops, firsts, begins, owners, size = run.plan
+    starts, stops, firsts, begins, owners, size, _ = run.plan
     k, v = (tiles(x.flatten(2), 64) for x in (run.k, run.v))
     G = describe_gates(run.G)
     counts, heads = (run.chunks, run.H, run.HV, size), {"K": run.K, "V": run.V, "GATE": run.gate}

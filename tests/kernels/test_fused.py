@@ -201,7 +201,9 @@ def test_the_ops_as_torch_sees_them(operator):
     arguments = (x["q"], x["k"], x["v"], x["g"], beta, S, None, None, None, 0.25, False, False, 1.0, 0)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     torch.library.opcheck(fused._recurrence, arguments, **checks)
-    torch.library.opcheck(fused._recurrence_back, (*arguments, torch.ones_like(x["v"]), torch.ones_like(S)), **checks)
+    torch.library.opcheck(
+        fused._recurrence_back, (*arguments, True, torch.ones_like(x["v"]), torch.ones_like(S)), **checks
+    )
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -327,6 +329,19 @@ def test_senseless_options_are_named(options, message):
     x["g"] = options.pop("g", x["g"])
     with pytest.raises(ValueError, match=message):
         ours(delta_rule, x, **{n: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for n, t in options.items()})
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("gate", ["head", "scalar"])
+def test_gates_that_are_owed_nothing_change_no_other_gradient(operator, gate):
+    x = small(70, gate)
+    leaves = {n: t.requires_grad_() for n, t in x.items() if n in "qkv"}
+
+    def owed(g):
+        o, final = ours(operator, {**x, "g": g}, initial_state=begin())
+        return torch.autograd.grad(o.sin().sum() + final.cos().sum(), list(leaves.values()))
+
+    assert_close(owed(x["g"]), owed(x["g"].clone().requires_grad_()), 1e-6)
 
 
 def test_groups_of_chunks_fill_the_gpu():

@@ -60,7 +60,7 @@ chunk_run.Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_li
 REHEARSAL = """
 launches._load = lambda kernel, device: getattr(kernel, "result", lambda: kernel)()
 raw = Raw(delta, *(None if g is None or g.dim() == 1 else torch.zeros(n) for n in (2, g[0, 0].numel())), delta, 2.0)
-fused.rehearse(q, k, v, g, beta, raw, segment)
+fused.rehearse(q, k, v, None if g is None else g.requires_grad_(), beta, raw, segment)
 
 
 def known(self, kind, device):
