@@ -94,6 +94,7 @@ class Store:
     _lock: int = -1
     _log: int = -1
     _timings: int = -1
+    _request: int = 0  # the place of this sitting's in run.json
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], meta: Mapping[str, Any], *, must_exist: bool = False) -> "Store":
@@ -135,24 +136,23 @@ class Store:
 
     def remember(self, missing: Mapping[str, str], ran: Mapping[str, list[str]]) -> None:
         """Add to run.json what turned out while running: what could not be asked, and what computed the answers."""
-        *before, last = self.meta["requests"]
-        requests = [*before, {**last, "ran": dict(ran)} if ran else last]
-        meta = {**self.meta, "missing": {**self.meta["missing"], **missing}, "requests": requests}
-        if meta != self.meta:
-            self.meta = meta
+        requests = list(self.meta["requests"])
+        told = requests[self._request].get("ran", {})
+        ran = {name: sorted({*told.get(name, ()), *ran.get(name, ())}) for name in sorted({*told, *ran})}
+        requests[self._request] = requests[self._request] | ({"ran": ran} if ran else {})
+        self.meta = {**self.meta, "missing": {**self.meta["missing"], **missing}, "requests": requests}
+        with _room(self.folder, self.done):
             write_json(self.folder / "run.json", self.meta)
 
     def finish(self, rows: list[Row], summary: Mapping[str, Any]) -> None:
         """Put samples.parquet and summary.json in place of the log."""
-        try:
+        with _room(self.folder, self.done):
             logs = [log for log in self.folder.glob("samples-*.jsonl") if log.stat().st_size]
             if logs or not (self.folder / "samples.parquet").exists():
                 _replace(self.folder / "samples.parquet", _parquet(rows))
             write_json(self.folder / "summary.json", summary)
             for log in logs:
                 log.unlink()
-        except OSError as error:
-            raise _full(self.folder, len(self.done), error) from error
 
     def close(self) -> None:
         """Flush to the disk and let the next writer in."""
@@ -191,6 +191,7 @@ class Store:
         if old is None and any(self.folder.glob("samples*")):
             raise UserError(f"{self.folder} holds samples but no run.json; take another --out")
         self.meta = meta if old is None else _merged(self.folder, old, meta)
+        self._request = [_asked(r) for r in self.meta["requests"]].index(_asked(meta["requests"][0]))
         if self.meta != old:
             write_json(self.folder / "run.json", self.meta)
         for row in _stored(self.folder, columns=["task", "id", "prompt_hash"])[0]:
@@ -201,13 +202,10 @@ class Store:
     def _write(self, descriptor: int, row: Mapping[str, Any]) -> None:
         line = json.dumps(row).encode() + b"\n"
         before = os.fstat(descriptor).st_size
-        try:
-            written = os.write(descriptor, line)
-            if written < len(line):
+        with _room(self.folder, self.done):
+            if os.write(descriptor, line) < len(line):
                 os.ftruncate(descriptor, before)
                 raise OSError(28, os.strerror(28))
-        except OSError as error:
-            raise _full(self.folder, len(self.done), error) from error
 
 
 def read(folder: str | os.PathLike[str], *, prompts: bool = True) -> Run:
@@ -296,8 +294,8 @@ def _same(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A request without when and how it was typed."""
-    return {k: v for k, v in request.items() if k not in ("time", "command", "versions", "revision")}
+    """A request without when and how it was typed, and what answered it."""
+    return {k: v for k, v in request.items() if k not in ("time", "command", "versions", "revision", "ran")}
 
 
 def _stored(folder: Path, columns: list[str] | None = None, drop: tuple[str, ...] = ()) -> tuple[list[Row], int]:
@@ -390,8 +388,13 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {folder}: {error.strerror or error}; take another --out")
 
 
-def _full(folder: Path, kept: int, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to {folder}: {error.strerror or error}; the {kept} stored samples are kept: "
-        "make room and give the same command again"
-    )
+@contextlib.contextmanager
+def _room(folder: Path, done: Mapping[Key, str]) -> Iterator[None]:
+    """Where the disk may be full, a clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}; the {len(done)} stored samples are kept: "
+            "make room and give the same command again"
+        ) from error

@@ -231,15 +231,47 @@ def test_slices_never_part_samples_of_one_text(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_record_names_what_really_computed(tmp_path: Path) -> None:
-    """Of every request; one that asks nothing names nothing."""
+    """In the request that was answered, of all its sittings; asking it again adds neither a request nor a name."""
 
     class Named(Fake):
-        def ran(self) -> Mapping[str, list[str]]:
-            return {"delta_rule": ["chunked"]} if self.asked else {}
+        impl = "chunked"
 
+        def ran(self) -> Mapping[str, list[str]]:
+            return {"delta_rule": [self.impl]} if self.asked else {}
+
+    def recorded() -> list[Any]:
+        (folder,) = tmp_path.iterdir()
+        return [request.get("ran") for request in json.loads((folder / "run.json").read_text())["requests"]]
+
+    class Killed(Named):
+        def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+            yield next(super().answer(samples))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(Killed(), tmp_path)
+    assert recorded() == [{"delta_rule": ["chunked"]}]
+    other = Named()
+    other.impl = "triton"
+    go(other, tmp_path, select(32))
+    go(other, tmp_path)
     go(Named(), tmp_path)
-    go(Named(), tmp_path)
-    (folder,) = tmp_path.iterdir()
-    first, second = json.loads((folder / "run.json").read_text())["requests"]
-    assert first["ran"] == {"delta_rule": ["chunked"]}
-    assert "ran" not in second
+    assert recorded() == [{"delta_rule": ["chunked", "triton"]}, {"delta_rule": ["triton"]}]
+
+
+def test_a_full_disk_is_one_clear_error_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(Fake):
+        def ran(self) -> Mapping[str, list[str]]:
+            return {"delta_rule": ["chunked"]}
+
+    kept, calls = store.write_json, []
+
+    def full(path: Path, content: Any) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        kept(path, content)
+
+    monkeypatch.setattr(store, "write_json", full)
+    with pytest.raises(UserError, match="No space left on device; the 5 stored samples are kept"):
+        go(Named(), tmp_path)

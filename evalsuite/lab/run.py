@@ -98,9 +98,8 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
         folder = plan.out / name.replace(" ", "")
         with locked(folder):
             trainer = Trainer(config, recipe, device, compiled=plan.compiled)
-            with record.listening() as ran:
-                trainer.run(stream, data, folder, partial(_say, say, name))
-            publish(trainer, folder, _provenance(stream, recipe, trainer, ran))
+            trainer.run(stream, data, folder, partial(_say, say, name))
+            publish(trainer, folder, _provenance(stream, recipe, trainer))
         done.append(folder)
     return done
 
@@ -141,7 +140,7 @@ def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:
     )
 
 
-def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer, ran: dict[str, set[str]]) -> dict[str, Any]:
+def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
     return {
         "wording": "terse",
         "command": shlex.join(["evalsuite", *sys.argv[1:]]),
@@ -152,7 +151,7 @@ def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer, ran: dict[str,
         "device": trainer.device if trainer.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "versions": record.versions(next(trainer.model.parameters())),
-        "ran": {name: sorted(ran[name]) for name in sorted(ran)},
+        "ran": {name: sorted(trainer.ran[name]) for name in sorted(trainer.ran)},
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "recipe": asdict(recipe),
         "stream": asdict(stream),

@@ -20,6 +20,7 @@ from evalsuite.lab.data import IGNORE, Stream, batches
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.models.tokenizer import build_tokenizer
+from evalsuite_kernels import record
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Trainer:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.stream: dict[str, Any] = {}  # what it is trained on
+        self.ran: dict[str, set[str]] = {}  # operator -> the implementations that trained it
 
     def save(self, folder: Path) -> None:
         """Everything needed to go on, put in place at once."""
@@ -96,6 +98,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "ran": {name: sorted(impls) for name, impls in self.ran.items()},
         }
         part = folder / "trainer.pt.part"
         torch.save(state, part)
@@ -125,6 +128,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+            self.ran = {name: set(impls) for name, impls in state.get("ran", {}).items()}
 
     def run(self, stream: Stream, data: Path, out: Path, report: Callable[[dict[str, float]], None]) -> None:
         """Train to the end of the stream; a line of history every 50 steps, a checkpoint every 250."""
@@ -150,6 +154,13 @@ class Trainer:
 
     def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         """One step on ids and labels `[rows, length]` at this share of the learning rate; its loss and accuracy."""
+        with record.listening() as heard:
+            result = self._update(ids, labels, rate)
+        for name, impls in heard.items():
+            self.ran.setdefault(name, set()).update(impls)
+        return result
+
+    def _update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             if self.replayed:
                 group["lr"].fill_(self.recipe.lr * rate)

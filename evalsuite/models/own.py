@@ -83,12 +83,15 @@ class OwnModel:
 
     def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         """One completion for every sample: first those that cannot be asked, then batch by batch."""
-        with record.listening() as heard:
-            try:
-                yield from self._answer(samples)
-            finally:
-                for name, impls in heard.items():
-                    self._ran.setdefault(name, set()).update(impls)
+        answers = self._answer(samples)
+        while True:  # between two answers others may compute
+            with record.listening() as heard:
+                completion = next(answers, None)
+            for name, impls in heard.items():
+                self._ran.setdefault(name, set()).update(impls)
+            if completion is None:
+                return
+            yield completion
 
     def _answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         jobs: list[tuple[Sample, Job]] = []

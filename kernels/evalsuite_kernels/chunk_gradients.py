@@ -15,6 +15,7 @@ from evalsuite_kernels.chunk_tiles import (
     dot,
     halves,
     head_decays,
+    in_room,
     lengths,
     level_decays,
     load_chunk,
@@ -57,6 +58,7 @@ def scan_back(
             ks = load_rows(k, start, i, valid, H, h // (HV // H), d, K, DOT)
             since, until = head_decays(G, block, GATE)
             of_q, of_k = lengths(rates, block)
+            ks, of_k = in_room(ks, of_k, DOT)
         if DELTA:
             kg = load_chunk(Kg, block, i, d, KP, DOT, TMA)
             dr += dot(kg, dS, DOT, PRECISION)
@@ -70,7 +72,7 @@ def scan_back(
         if GATE == 2:
             qs = load_chunk(Qs, block, i, d, KP, DOT, TMA)
         else:
-            qs = load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT)
+            qs, of_q = in_room(load_rows(q, start, i, valid, H, h // (HV // H), d, K, DOT), of_q, DOT)
             dy = dy.to(tl.float32) * (since * of_q * scale)[:, None]
         dS = dS * chunk_decay(G, block, d, KP, GATE)[:, None]
         dS += dot(tl.trans(qs), dy, DOT, PRECISION)

@@ -199,15 +199,15 @@ def solve(beta, starts, stops, B, each, T, beta_max, chunks, HV, SIGMOID: tl.con
     _put(T, base, 3, 1, -_mul(t32, y21, PRECISION) - _mul(t3, y31, PRECISION))
 
 
-@triton.jit(do_not_specialize=[*COUNTS, "scaled", "keep"])
+@triton.jit(do_not_specialize=[*COUNTS, "keep"])
 def fold(
-    q, k, each, G, P, T, Kg, rates, starts, stops,
+    q, k, G, P, T, Kg, rates, starts, stops,
     PT, KT, rest,
-    scale, scaled, keep, chunks, H, HV, K,
+    scale, keep, chunks, H, HV, K,
     KP: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P T and T^T Kg, with `scaled` times the beta of the tokens they are for; with `keep` also `rest`, what rounding
-    takes from the latter. P and Kg are given under a gate per channel alone."""
+    """P T and T^T Kg; with `keep` also `rest`, what rounding takes from the latter. P and Kg are given under a gate per
+    channel alone."""
     c, h = tl.program_id(0), tl.program_id(1)
     head = h // (HV // H)
     i = tl.arange(0, C)
@@ -216,8 +216,6 @@ def fold(
     block = (h * chunks + c).to(tl.int64)
     square = block * C * C + i[:, None] * C + i[None, :]
     t = tl.load(T + square, mask=_lower(i), other=0.0)
-    if scaled > 0:
-        t *= tl.load(each + block * C + i)[None, :]
     if GATE == 2:
         p = tl.load(P + square, mask=_lower(i), other=0.0)
     else:
@@ -229,12 +227,15 @@ def fold(
         of_q, of_k = lengths(rates, block)
         p *= of_q[:, None] * of_k[None, :]
     store_tile(PT, block * C * C, i, i, C, precise_dot(p, t, DOT, PRECISION))
-    if GATE < 2:
-        t *= (head_decays(G, block, GATE)[1] * of_k)[:, None]
+    if GATE == 1:
+        t *= head_decays(G, block, GATE)[1][:, None]
     for kb in range(0, KP, BK):
         d = kb + tl.arange(0, BK)
         if GATE == 2:
             key = precise_dot(tl.trans(t), load_tile(Kg, block * C * KP, i, d, KP, tl.float32), DOT, PRECISION)
+        elif rates is not None:
+            key = load_rows(k, start, i, valid, H, head, d, K, tl.float32) * of_k[:, None]
+            key = precise_dot(tl.trans(t), key, DOT, PRECISION)
         else:
             key = halves_dot(tl.trans(t), load_rows(k, start, i, valid, H, head, d, K, DOT), DOT, PRECISION)
         store_tile(KT, block * C * KP, i, d, KP, key)

@@ -14,7 +14,8 @@ PROGRAMS = 264  # that an H200 runs at once, two on each of its 132 multiprocess
 
 class Plan(NamedTuple):
     """Chunks: the first token and the end of each, and the first chunk of each sequence; groups of up to `size` chunks
-    of one sequence: the first chunk of each, and its sequence. All but `size` as int32 tensors."""
+    of one sequence: the first chunk of each, and its sequence; segments, if a sequence has more than one. All but the
+    last two as int32 tensors."""
 
     starts: Tensor
     stops: Tensor
@@ -36,8 +37,8 @@ class Segments(NamedTuple):
 
 
 def planned(bounds: Sequence[int], columns: int, device: torch.device, segment: int = 0) -> Plan:
-    """There are as many groups as fill the GPU, where each has as many programs as `columns`; segments of `segment`
-    tokens if it is not 0."""
+    """There are as many groups as fill the GPU, where each has as many programs as `columns`; segments are of `segment`
+    tokens, 0 for none."""
     starts: list[int] = []
     stops: list[int] = []
     firsts = [0]
@@ -52,7 +53,7 @@ def planned(bounds: Sequence[int], columns: int, device: torch.device, segment: 
     begins, owners = [*(a for a, _ in groups), len(starts)], [n for _, n in groups]
     numbers = partial(torch.tensor, dtype=torch.int32, device=device)
     segments = None
-    if segment:
+    if segment and longest * CHUNK >= segment:
         # a sequence that ends between two has one more, of no chunks: the state there is the same for those that go on
         each = [range(first, end + 1, segment // CHUNK) for first, end in pairwise(firsts)]
         edges = [0, *accumulate(map(len, each))]

@@ -57,7 +57,9 @@ class Run:
         self.keep = keep  # for the backward pass
         self.launches = Launches() if launches is None else launches
         self.HV, self.V = v.shape[2:]
-        self.q, self.k, self.v, self.scale, self.raw = q.contiguous(), k.contiguous(), v.contiguous(), scale, raw
+        self.q, self.k, self.v, self.scale = q.contiguous(), k.contiguous(), v.contiguous(), scale
+        A_log, dt_bias = (None if x is None else x.contiguous() for x in (raw.A_log, raw.dt_bias))
+        self.raw = raw._replace(A_log=A_log, dt_bias=dt_bias)
         self.g = None if g is None else g.contiguous()
         self.beta = None if beta is None else beta.contiguous()
         self.KP, self.VP = (max(16, triton.next_power_of_2(x)) for x in (self.K, self.V))
@@ -182,8 +184,8 @@ class Run:
             )  # fmt: skip
             halves = self.rest is not None
             self.launches.add(
-                kernels.fold, grid, self.q, self.k, self.each, self.G, P, self.T, Kg, self.rates, starts, stops,
-                self.P, self.Kg, self.rest if halves else self.Kg, self.scale, int(self.wide), int(halves), *sizes[1:],
+                kernels.fold, grid, self.q, self.k, self.G, P, self.T, Kg, self.rates, starts, stops,
+                self.P, self.Kg, self.rest if halves else self.Kg, self.scale, int(halves), *sizes[1:],
                 KP=self.KP, GATE=self.gate, DOT=TYPES[self.dtype], PRECISION=self.precision, **self._settings("fold"),
             )  # fmt: skip
 

@@ -50,7 +50,7 @@ def load_rows(pointer, start, i, valid, heads, head, columns, width, DOT: tl.con
 
 @triton.jit
 def store_rows(pointer, start, i, valid, heads, head, columns, width, x):
-    """Store what `_rows` loads."""
+    """Store what `load_rows` loads."""
     at = i[:, None] * (heads * width) + columns[None, :]
     base = pointer + (start.to(tl.int64) * heads + head) * width
     tl.store(base + at, x.to(pointer.dtype.element_ty), mask=valid[:, None] & (columns < width)[None, :])
@@ -106,6 +106,15 @@ def lengths(rates, block):
         return tl.load(rates + block * (2 * C) + i), tl.load(rates + block * (2 * C) + C + i)
     one = tl.full([C], 1.0, tl.float32)
     return one, one
+
+
+@triton.jit
+def in_room(x, of_x, DOT: tl.constexpr):
+    """Rows x and the factors that what they meet still is to have: none in fp16, which has no room for 1 / |x|."""
+    if tl.float16 == DOT:
+        return (x.to(tl.float32) * of_x[:, None]).to(DOT), tl.full([C], 1.0, tl.float32)
+    else:
+        return x, of_x
 
 
 @triton.jit

@@ -123,18 +123,23 @@ def scan_back(
             taken = dr
         if GATE < 2:
             since, until = head_decays(G, block, GATE)
-            of_q, of_k = lengths(rates, block)
-            taken = dr * (since * of_k)[:, None]
-            dy *= (since * of_q * scale)[:, None]
+            taken = dr * since[:, None]
+            dy *= (since * scale)[:, None]
+        of_q, of_k = lengths(rates, block)
         store_rows(d_v, start, i, valid, HV, h, e, V, dr)
         tl.debug_barrier()
         for kb in range(0, KP, BK):
             d = kb + tl.arange(0, BK)
             dS = load_tile(d_S0, at, d, e, VP, tl.float32) * chunk_decay(G, block, d, KP, GATE)[:, None]
             qs = _inputs(q, Qs, block, start, i, valid, H, head, d, K, KP, GATE, DOT)
+            if GATE < 2 and rates is not None:
+                qs = qs.to(tl.float32) * of_q[:, None]
             dS += dot(tl.trans(qs), dy, DOT, PRECISION)
             if DELTA:
-                kd = tl.trans(_inputs(k, Kd, block, start, i, valid, H, head, d, K, KP, GATE, DOT))
+                kd = _inputs(k, Kd, block, start, i, valid, H, head, d, K, KP, GATE, DOT)
+                if GATE < 2 and rates is not None:
+                    kd = kd.to(tl.float32) * of_k[:, None]
+                kd = tl.trans(kd)
                 dS -= dot(kd, taken, DOT, PRECISION)
                 if rest is not None:
                     dS -= dot(kd, halves(taken, DOT)[1], DOT, PRECISION)

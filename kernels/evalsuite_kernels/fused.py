@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evalsuite_kernels.arguments import INTERPRETED, Raw, expect, note, offsets
+from evalsuite_kernels.chunk_plan import CHUNK
 from evalsuite_kernels.chunk_run import Run
 from evalsuite_kernels.decode import decode_step
 from evalsuite_kernels.launches import Rehearsal, compile_all
@@ -64,7 +65,8 @@ def rehearse(
     kind = (*heads, *(None if x is None else (x.dtype, x.dim()) for x in tensors))
     if kind in REHEARSED or INTERPRETED:
         return
-    x: list[Any] = [t if t is None or t.dim() == 1 else t.new_empty(1, LIKE, *t.shape[2:]) for t in tensors[:5]]
+    T = max(LIKE, segment + CHUNK)
+    x: list[Any] = [t if t is None or t.dim() == 1 else t.new_empty(1, T, *t.shape[2:]) for t in tensors[:5]]
     S = v.new_empty(1, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
 
     def call(keep: bool, launches: Rehearsal) -> Run:

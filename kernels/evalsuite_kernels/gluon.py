@@ -66,7 +66,7 @@ def exp2(x):
 
 @gluon.jit
 def softplus(x):
-    """log(1 + exp(x)), to 20 bits where it is small: by the GPU's own instructions, not by a library that takes three
+    """log(1 + exp(x)), to 16 bits or more: by the GPU's own instructions, not by a library that takes three
     times the space of all else in a kernel."""
     e = exp2(-gl.abs(x) * 1.4426950408889634)
     log2 = gl.inline_asm_elementwise(

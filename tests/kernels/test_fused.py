@@ -274,6 +274,30 @@ def test_heads_too_wide_for_shared_memory_are_activated_too(monkeypatch):
     )
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # of what zero keys are owed
+@pytest.mark.parametrize("gate", GATES)
+def test_lengths_that_fp16_has_no_room_for(gate):
+    """1 / |k| of a token beyond the end, of a zero and of a tiny key: what zero keys are owed alone may overflow."""
+    x, options = raw(70, "delta", gate)
+    x["q"][:, 5], x["k"][:, 4] = 0.0, 1e-3 * x["k"][:, 4]
+    x = {n: t if n == "g" or t is None else t.half() for n, t in x.items()}
+    exact = ({n: t.double() if isinstance(t, torch.Tensor) else t for n, t in y.items()} for y in (x, options))
+    got = with_raw_gradients(delta_rule, x, options, "triton")
+    want = with_raw_gradients(delta_rule, *exact, "reference")
+    for part in (got, want):
+        part[2][:, 5] = part[3][:, 3] = 0.0  # the gradients of q and of k
+    near(got, want, 1e-2)
+
+
+def test_options_in_any_layout():
+    x, options = raw(70, "delta", "vector")
+    spread = {n: torch.stack([options[n], options[n] + 9], 1)[:, 0] for n in ("A_log", "dt_bias")}
+    assert_close(ours(delta_rule, x, **options | spread), ours(delta_rule, x, **options), 1e-6)
+    alike = {"A_log": torch.tensor([0.3], device=DEVICE).expand(2)}
+    want = ours(delta_rule, x, **options | {"A_log": alike["A_log"].clone()})
+    assert_close(ours(delta_rule, x, **options | alike), want, 1e-6)
+
+
 def test_one_raw_token_is_the_first_of_many():
     x, options = raw(70, "delta", "vector")
     many, _ = ours(delta_rule, x, **options)

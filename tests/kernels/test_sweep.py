@@ -194,9 +194,9 @@ def test_processes_of_a_section(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "OPERATORS", ("gdn",))
     assert command.main() == 0
     rows = json.loads((tmp_path / "correctness.json").read_text())["rows"]
-    assert len(rows) == 25
-    assert {row["dtype"] for row in rows} == {"bfloat16", "float32", "float64"}
-    assert "25 of 25 cases passed" in capsys.readouterr().out
+    assert len(rows) == 27
+    assert {row["dtype"] for row in rows} == {"bfloat16", "float16", "float32", "float64"}
+    assert "27 of 27 cases passed" in capsys.readouterr().out
     report = common.Report(tmp_path / "bitwise.json", 60.0, "gdn")
     command.gather(report, "bitwise", 1, [*arguments, "--device", "nowhere"])
     assert [row["name"] for row in report.rows] == ["gdn ", "full "]

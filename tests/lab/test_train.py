@@ -108,6 +108,11 @@ def test_train_ships_a_checkpoint_that_answers(tmp_path: Path) -> None:
         assert made["command"]
     streams = [json.loads((folder / "training.json").read_text())["stream"] for folder in folders]
     assert streams[0] == streams[1]
+    operators = {"KF": {"delta_rule", "full_attention"}, "conv-only": set()}
+    for _ in range(2):  # the second time nothing is left to train
+        for folder in train(Plan(("KF", "conv-only"), tmp_path, steps=2, tokens_per_step=512, width=32), said.append):
+            ran = json.loads((folder / "training.json").read_text())["ran"]
+            assert ran == {name: ["chunked"] for name in (operators[folder.name] | {"short_convolution"})}
 
 
 def test_publish_rounds_to_bf16_and_nothing_else(tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
         beta_max: 2 allows negative eigenvalues.
         segment: tokens, a multiple of 64. On a GPU, stretches of so many tokens from a sequence's start on are walked
             over all at once, the states between them found by their transition matrices: for long sequences with few
-            heads, which otherwise leave most of it idle. Exact, and the same for any batch, heads and length; but a
-            sequence that is continued from its state keeps its bits only if it is split between two segments.
+            heads of up to 128, which otherwise leave most of it idle. Exact, and the same for any batch, heads and
+            length; but a sequence that is continued from its state keeps its bits only if it is split between two
+            segments. Elsewhere, and for wider heads, it changes nothing.
         impl: "auto", "reference" (token by token), "chunked" or "triton".
 
     Returns:
@@ -59,7 +60,7 @@ def delta_rule(  # noqa: PLR0913 - the published operators take these, and no fe
     Raises:
         ValueError: shapes that do not fit, wrong bounds, or an unknown impl.
     """
-    raw = Raw(l2norm, A_log, dt_bias, beta_sigmoid, beta_max)
+    raw = Raw(l2norm, A_log, dt_bias, beta_sigmoid, float(beta_max))
     check(q, k, v, g, beta, raw, segment)
     o, state = run(
         FORMS,

@@ -42,7 +42,7 @@ def linear_attention(  # noqa: PLR0913 - the published operators take these, and
         cu_seqlens: integers [N + 1], bounds of sequences packed along T; B must be 1. Empty sequences are allowed.
         A_log: [HV]; g becomes -exp(A_log) softplus(g + dt_bias), inside the GPU's kernels.
         dt_bias: [HV], or [HV K] where g has channels; 0 if None.
-        segment: as of `delta_rule`.
+        segment: as of `delta_rule`; without a gate per channel Hopper GPUs have groups of chunks instead.
         impl: "auto", "reference" (token by token), "chunked" or "triton".
 
     Returns:

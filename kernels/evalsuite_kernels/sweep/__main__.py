@@ -83,7 +83,7 @@ def gather(report: Report, section: str, jobs: int, arguments: list[str]) -> Non
     crashes there takes no others with it."""
     parts = [f"{op} " for op in (*OPERATORS, "full")]
     if section == "correctness":
-        parts = [part + kind for part in parts for kind in ("bfloat16", "float32")]
+        parts = [part + kind for part in parts for kind in ("bfloat16", "float32", "float16")]
         parts += [f"{op} truth" for op in OPERATORS]
 
     def run(part: str) -> Row:
