@@ -13,10 +13,10 @@ from evalsuite_kernels.hopper_solve import (
     PAIRS,
     SHARED,
     C,
-    inverse,
     length,
     lines,
     put,
+    solved,
     strengths,
     times,
 )
@@ -157,8 +157,6 @@ def channel_blocks(
     hopper.fence_async_shared()
     meet()
 
-    n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
-    m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
     row = gl.arange(0, C, gl.SliceLayout(1, LEFT))[:, None]
     step = gl.arange(0, C, gl.SliceLayout(0, LEFT))[None, :]
     one = gl.where(start < stop, 1.0, 0.0)
@@ -190,10 +188,8 @@ def channel_blocks(
         gl.store(rates + block * (2 * C) + gl.arange(0, C, gl.SliceLayout(1, SUMS)), of_q)
         gl.store(rates + block * (2 * C) + C + gl.arange(0, C, gl.SliceLayout(1, SUMS)), of_k)
         x, y = x * of_q[:, None], y * of_k[:, None]
-        of_q, of_k = (
-            gl.convert_layout(of_q, gl.SliceLayout(1, PAIRS)),
-            gl.convert_layout(of_k, gl.SliceLayout(1, PAIRS)),
-        )
+        of_q = gl.convert_layout(of_q, gl.SliceLayout(1, PAIRS))
+        of_k = gl.convert_layout(of_k, gl.SliceLayout(1, PAIRS))
         across = gl.convert_layout(of_k, gl.SliceLayout(0, PAIRS))[None, :]
         p, b = p * (of_q[:, None] * across), b * (of_k[:, None] * across)
     p *= scale
@@ -214,14 +210,7 @@ def channel_blocks(
         if each is not None:
             gl.store(each + block * C + i, strength)
         few = gl.allocate_shared_memory(gl.float32, [C, 16], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-        t = inverse(gl.where(n > m, b * strength[:, None], 0.0), few, tiles)
-        if T is not None:
-            to = block * (C * C) + n * C + m
-            gl.store(B + to, b, mask=n > m)
-            gl.store(T + to, t, mask=(n >> 4) >= (m >> 4))
-        if SCALED:
-            t *= gl.convert_layout(strength, gl.SliceLayout(0, PAIRS))[None, :]
-        put(t, tiles, 0)
+        solved(b, strength, few, tiles, B, T, block, SCALED)
         p = times(p, tiles, 0)
         late = gl.zeros([C, K], gl.float32, SUMS)
         high, low = tiles.index(0).permute((1, 0)), tiles.index(1).permute((1, 0))

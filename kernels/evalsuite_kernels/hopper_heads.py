@@ -6,7 +6,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
 from evalsuite_kernels.gluon import copy, exp2, meet, softplus
-from evalsuite_kernels.hopper_solve import PAIRS, SHARED, C, inverse, length, lines, put, strengths, times
+from evalsuite_kernels.hopper_solve import PAIRS, SHARED, C, length, lines, put, solved, strengths, times
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -80,14 +80,7 @@ def head_blocks(
         of_q *= scale
         late *= of_k
     b = hopper.warpgroup_mma_wait(0, [b]) * decay * (of_k[:, None] * across[None, :])
-    t = inverse(gl.where(n > m, b * strength[:, None], 0.0), few, tiles)
-    if T is not None:
-        to = block * (C * C) + n * C + m
-        gl.store(B + to, b, mask=n > m)
-        gl.store(T + to, t, mask=(n >> 4) >= (m >> 4))
-    if SCALED:
-        t *= gl.convert_layout(strength, gl.SliceLayout(0, PAIRS))[None, :]
-    put(t, tiles, 0)
+    t = solved(b, strength, few, tiles, B, T, block, SCALED)
     p = hopper.warpgroup_mma(xs, ys.permute((1, 0)), none, use_acc=False, is_async=True)
     p = hopper.warpgroup_mma_wait(0, [p]) * decay * (of_q[:, None] * across[None, :])
     p = times(p, tiles, 0)

@@ -82,6 +82,23 @@ def inverse(a, few, tiles):
 
 
 @gluon.jit
+def solved(b, strength, few, tiles, B, T, block, SCALED: gl.constexpr):
+    """T of a chunk's B and beta [C], its halves in the first two tiles; SCALED: times the beta of the tokens it is for.
+    B [HV, chunks, C, C] and T are kept unless they are None."""
+    n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
+    m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
+    t = inverse(gl.where(n > m, b * strength[:, None], 0.0), few, tiles)
+    if T is not None:
+        to = block * (C * C) + n * C + m
+        gl.store(B + to, b, mask=n > m)
+        gl.store(T + to, t, mask=(n >> 4) >= (m >> 4))
+    if SCALED:
+        t *= gl.convert_layout(strength, gl.SliceLayout(0, PAIRS))[None, :]
+    put(t, tiles, 0)
+    return t
+
+
+@gluon.jit
 def strengths(beta, start, stop, h, HV, beta_max, SIGMOID: gl.constexpr):
     """beta of a chunk's tokens [C] in fp32, 0 beyond the sequence."""
     i = start + gl.arange(0, C, gl.SliceLayout(1, PAIRS))

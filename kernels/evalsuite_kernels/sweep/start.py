@@ -5,20 +5,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from evalsuite_kernels.sweep.common import OPERATORS, Report, Row
 
 LIMITS = {"op": 6.0, "model": 25.0}  # seconds
-
-AT_A_TIME = 1  # processes: what starts beside a first call makes it slower
 # a matmul first: what CUDA itself needs to start is not the operator's
 COMMON = """
-import fcntl, json, sys, time, torch
+import json, sys, time, torch
 x = torch.randn(64, 64, device="cuda"); (x @ x).sum().item()
-turn = open(sys.argv[-1])
 def timed(work):
-    fcntl.flock(turn, fcntl.LOCK_EX)
     began = time.perf_counter(); work(); torch.cuda.synchronize(); return time.perf_counter() - began
 """
 OPERATOR = """
@@ -65,11 +61,11 @@ print(json.dumps({"seconds": timed(work), "again_seconds": timed(work)}))
 """
 
 
-def first(program: str, arguments: list[str], limit: float, turn: str) -> Row:
-    """The row of a program of its own, which holds the lock of the file `turn` from its first call on."""
+def first(program: str, arguments: list[str], limit: float) -> Row:
+    """The row of a program of its own."""
     with tempfile.TemporaryDirectory() as cache:
         result = subprocess.run(
-            [sys.executable, "-c", COMMON + program, *arguments, turn],
+            [sys.executable, "-c", COMMON + program, *arguments],
             env=os.environ | {"TRITON_CACHE_DIR": cache},
             capture_output=True,
             text=True,
@@ -93,8 +89,6 @@ def start(report: Report) -> None:
         for op in ("kda", "gdn"):
             jobs[f"decode {op} {way}"] = DECODE, [op, way], LIMITS["op"]
     jobs["training step hybrid-kda"] = MODEL, ["hybrid-kda"], LIMITS["model"]
-    with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = {name: pool.submit(first, *job, turn.name) for name, job in jobs.items() if report.wants(name)}
-        for name, row in rows.items():
-            report.add(name, row.result)
+    for name, job in jobs.items():  # nothing beside them, which would make them slower
+        report.add(name, partial(first, *job))
     report.close()
