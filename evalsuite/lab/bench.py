@@ -179,7 +179,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> Row:
     for about, config, length in chosen:
         with record.listening() as ran:
             row = {**about, **work(config, args, length)}
-        row["ran"] = {name: sorted(ran[name]) for name in sorted(ran)}
+        row["ran"] = record.told(ran)
         report["rows"].append(row)
         _freed(args.device)
         say(line(row))

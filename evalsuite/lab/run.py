@@ -151,7 +151,7 @@ def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, A
         "device": trainer.device if trainer.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "versions": record.versions(next(trainer.model.parameters())),
-        "ran": {name: sorted(trainer.ran[name]) for name in sorted(trainer.ran)},
+        "ran": record.told(trainer.ran),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "recipe": asdict(recipe),
         "stream": asdict(stream),

@@ -98,7 +98,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
-            "ran": {name: sorted(impls) for name, impls in self.ran.items()},
+            "ran": record.told(self.ran),
         }
         part = folder / "trainer.pt.part"
         torch.save(state, part)
@@ -154,11 +154,8 @@ class Trainer:
 
     def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         """One step on ids and labels `[rows, length]` at this share of the learning rate; its loss and accuracy."""
-        with record.listening() as heard:
-            result = self._update(ids, labels, rate)
-        for name, impls in heard.items():
-            self.ran.setdefault(name, set()).update(impls)
-        return result
+        with record.listening(self.ran):
+            return self._update(ids, labels, rate)
 
     def _update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:

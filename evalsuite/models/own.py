@@ -66,7 +66,7 @@ class OwnModel:
 
     def ran(self) -> Mapping[str, list[str]]:
         """Operator -> implementations that answered so far."""
-        return {name: sorted(self._ran[name]) for name in sorted(self._ran)}
+        return record.told(self._ran)
 
     def encode(self, text: str) -> list[int]:
         """Tokens with `<s>` first. Text that looks like a special token stays text."""
@@ -85,10 +85,8 @@ class OwnModel:
         """One completion for every sample: first those that cannot be asked, then batch by batch."""
         answers = self._answer(samples)
         while True:  # between two answers others may compute
-            with record.listening() as heard:
+            with record.listening(self._ran):
                 completion = next(answers, None)
-            for name, impls in heard.items():
-                self._ran.setdefault(name, set()).update(impls)
             if completion is None:
                 return
             yield completion

@@ -25,18 +25,24 @@ _LISTENING: list[dict[str, set[str]]] = []
 
 
 @contextmanager
-def listening() -> Iterator[dict[str, set[str]]]:
-    """What really runs meanwhile, in any thread: operator -> implementations.
+def listening(heard: dict[str, set[str]] | None = None) -> Iterator[dict[str, set[str]]]:
+    """What really runs meanwhile, in any thread: operator -> implementations, added to `heard`.
 
     A gradient's kernels are "... backward"; torch's own gradients are not named. A graph that `torch.compile` made
     tells of our kernels in it alone, a CUDA graph of what was recorded.
     """
-    heard: dict[str, set[str]] = {}
+    heard = {} if heard is None else heard
     _LISTENING.append(heard)
     try:
         yield heard
     finally:
-        _LISTENING[:] = [each for each in _LISTENING if each is not heard]
+        at = max(i for i, each in enumerate(_LISTENING) if each is heard)  # equal ones are not the same
+        del _LISTENING[at]
+
+
+def told(heard: dict[str, set[str]]) -> dict[str, list[str]]:
+    """The same as JSON carries it, in order."""
+    return {name: sorted(heard[name]) for name in sorted(heard)}
 
 
 def note(operator: str, impl: str) -> None:

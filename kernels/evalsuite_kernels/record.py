@@ -6,10 +6,10 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, listening
+from evalsuite_kernels.arguments import choose, listening, told
 from evalsuite_kernels.full import dispatch
 
-__all__ = ["implementations", "listening", "output", "version", "versions"]
+__all__ = ["implementations", "listening", "output", "told", "version", "versions"]
 
 
 def implementations(x: Tensor, widest: int = 0) -> dict[str, str]:

@@ -188,6 +188,16 @@ def test_what_really_runs_is_heard():
         "short_convolution": {"chunked"},
     }
     assert outer == inner | {"delta_rule": {"chunked", "reference"}}
+    with record.listening(outer), record.listening(outer), record.listening():
+        linear_attention(q, q, q, impl="reference")
+    assert outer["linear_attention"] == {"chunked", "reference"}
+    assert record.told(outer)["linear_attention"] == ["chunked", "reference"]
+    linear_attention(q, q, q, impl="chunked")
+    assert inner["linear_attention"] == {"chunked"}, "nobody listens any more"
+    with pytest.raises(RuntimeError), record.listening(inner):
+        raise RuntimeError
+    linear_attention(q, q, q, impl="reference")
+    assert inner["linear_attention"] == {"chunked"}
 
 
 def test_kernels_tell_of_themselves_even_in_a_compiled_graph():

@@ -169,12 +169,12 @@ CASES = [
     exact.Case(1000, regime="long", segment=256, state=True), exact.Case(500, H=16, regime="raw", segment=128),
     exact.Case(130, V=96, state=True),
 ]  # fmt: skip
-OF_OPERATORS = [(op, case) for op in ("deltanet", "gdn", "kda", "gla", "lightning") for case in CASES]
+WITH_GRADIENTS = [(op, case) for op in ("deltanet", "gdn", "kda", "gla", "lightning") for case in CASES]
 
 
 @on_hopper
 @pytest.mark.parametrize(
-    ("op", "case"), [pair for pair in OF_OPERATORS if exact.possible(*pair)], ids=lambda x: getattr(x, "name", x)
+    ("op", "case"), [pair for pair in WITH_GRADIENTS if exact.possible(*pair)], ids=lambda x: getattr(x, "name", x)
 )
 @pytest.mark.parametrize("dtype", exact.LIMITS, ids=exact.name_of)
 def test_gradients(op, case, dtype):
