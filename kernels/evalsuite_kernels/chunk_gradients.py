@@ -221,23 +221,24 @@ def head_back(
         )
         x = load_rows(q, start, i, valid, H, head, d, K, DOT).to(tl.float32) * (scale * of_q)[:, None]
         y = load_rows(k, start, i, valid, H, head, d, K, DOT)
+        unit = y.to(tl.float32) * of_k[:, None]
         if rates is not None:
-            y = (y.to(tl.float32) * of_k[:, None]).to(DOT)
+            y = unit.to(DOT)
         if GATE == 1:
             dx *= since[:, None]
             dk *= since[:, None]
             late *= until[:, None]
-            since_ += tl.sum(x * dx + y.to(tl.float32) * dk, 1)
-            until_ += tl.sum(y.to(tl.float32) * late, 1)
+            since_ += tl.sum(x * dx + unit * dk, 1)
+            until_ += tl.sum(unit * late, 1)
             whole += tl.sum(dD)
-            between += dp * dot(x, tl.trans(y.to(tl.float32)), tl.float32, STATES)
+            between += dp * dot(x, tl.trans(unit), tl.float32, STATES)
         dk += late
         dx += dot(dp, y, DOT, PRECISION)
         dk += dot(tl.trans(dp), x, DOT, PRECISION)
         if DELTA:
             dk += dot(da + tl.trans(da), y, DOT, PRECISION)
             if GATE == 1:
-                between += da * dot(y, tl.trans(y), DOT, PRECISION)
+                between += da * dot(unit, tl.trans(unit), tl.float32, STATES)
         store_rows(d_q, start, i, valid, HV, h, d, K, dx * scale)
         store_rows(d_k, start, i, valid, HV, h, d, K, dk)
     if GATE == 1:

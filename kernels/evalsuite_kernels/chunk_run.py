@@ -75,7 +75,7 @@ class Run:
         self.precision = self.exactly if self.dtype == torch.float32 else "tf32"
         exact = {"DOT": TYPES[self.dtype], "PRECISION": self.precision}
         # what a gate per head is owed is a sum over a state, and a fixed gate's over all tokens too: half precision
-        # takes too much from states, for a fixed gate from their products too; without a gate nothing damps it
+        # takes too much from states and what meets them, tf32 from a fixed gate's; without a gate nothing damps it
         self.fixed = keep and g is not None and g.dim() == 1 and gate_owed
         self.state_type = torch.float32 if keep and self.gate == 1 and gate_owed else self.dtype
         self.exact_states = self.dtype.itemsize == 2 and (self.fixed or (beta is not None and g is None))
@@ -297,8 +297,7 @@ class Run:
             in_gluon().inside_back(self, *arguments)
             return
         name, shared = "head_back", self.shared
-        exact = {"STATE": TYPES[torch.float32 if self.fixed else self.dtype]}
-        exact |= {"STATES": self.exactly if self.fixed else self.precision}
+        exact = {"STATE": TYPES[self.state_type], "STATES": self.exactly if self.fixed else self.precision}
         settings = self._settings("inside_back")
         if self.gate == 2:
             name, shared = "channel_back", {n: x for n, x in self.shared.items() if n != "GATE"}
@@ -321,7 +320,8 @@ class Run:
         d_P = self.buffer(CHUNK, CHUNK, dtype=self.dtype if self.blocks and self.gate == 2 else torch.float32)
         d_B = R = d_beta = None
         if self.beta is not None:
-            d_B, R, d_beta = torch.empty_like(d_P), self.buffer(CHUNK, self.VP), torch.empty_like(self.beta)
+            d_B, d_beta = torch.empty_like(d_P), torch.empty_like(self.beta)
+            R = self.buffer(CHUNK, self.VP, dtype=self.state_type)
         self.launches.add(
             gradients.pairs_back, (self.chunks, self.HV),
             self.v, d_o, self.each, X, W, self.T, self.B, starts, stops, R, d_P, d_B, d_beta,
