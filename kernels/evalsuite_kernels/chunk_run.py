@@ -139,7 +139,7 @@ class Run:
         if delta and not self.wide:
             self.B, self.T = (self.buffer(CHUNK, CHUNK, dtype=torch.float32) for _ in range(2))
             self.each = self.buffer(CHUNK, dtype=torch.float32)
-        if delta and self.keep and self.dtype.itemsize == 2:
+        if delta and self.dtype.itemsize == 2 and (self.keep or (self.blocks and not self.wide)):
             self.rest = self.buffer(CHUNK, self.KP)
         if self.raw.l2norm:
             self.rates = self.buffer(2, CHUNK, dtype=torch.float32)

@@ -121,16 +121,16 @@ def _turn(p, b, slow, turns, turn, near, one, xs, ys, steps, keys, DELTA: gl.con
     return gl.where(meets, p_, p), gl.where(meets, b_, b), slow, turns
 
 
-@gluon.jit(do_not_specialize=["chunks", "H", "HV"])
+@gluon.jit(do_not_specialize=["keep", "chunks", "H", "HV"])
 def channel_blocks(
     q, k, g, beta, A_log, dt_bias, starts, stops,
     G, D, P, Qs, Kd, Kg, B, T, each, rest, rates,
-    scale, beta_max, chunks, H, HV,
-    K: gl.constexpr, DELTA: gl.constexpr, TERMS: gl.constexpr, SCALED: gl.constexpr, UNIT: gl.constexpr,
-    SIGMOID: gl.constexpr,
+    scale, beta_max, keep, chunks, H, HV,
+    K: gl.constexpr, DELTA: gl.constexpr, TERMS: gl.constexpr, UNIT: gl.constexpr, SIGMOID: gl.constexpr,
 ):  # fmt: skip
     """What the scan reads: P, Qs, Kd and Kg; of the delta rule P T and T^T Kg in the place of P and Kg, as `fold` makes
-    them; and D [HV, chunks, K], the decay of whole chunks. G, B, T, `each` and `rest` are None where nobody reads them.
+    them; and D [HV, chunks, K], the decay of whole chunks. With `keep` (0 or 1) G, B, T, `each` and `rest` too, else
+    P T and T^T Kg are times the beta of the tokens they are for: one kernel for both, which takes seconds to compile.
 
     Inside blocks of 16 rows and keys meet at the block's start, from where keys decay up. A row may use them while its
     own decay since then is no less than 2^-FAR in every channel: a property of the row and its past alone. The few
@@ -179,8 +179,7 @@ def channel_blocks(
     decay = exp2(here)
     r = gl.arange(0, C, gl.SliceLayout(1, SUMS))[:, None]
     d = gl.arange(0, K, gl.SliceLayout(0, SUMS))[None, :]
-    if G is not None:
-        gl.store(G + base + r * K + d, here)
+    gl.store(G + base + r * K + d, here, mask=keep > 0)
     gl.store(D + block * K + d + 0 * r, decay, mask=r == C - 1)
     x, y = xs.load(SUMS).to(gl.float32), ys.load(SUMS).to(gl.float32)
     if UNIT:
@@ -207,10 +206,10 @@ def channel_blocks(
         put(y, keys, 0)
         strength = strengths(beta, start, stop, h, HV, beta_max, SIGMOID)
         i = gl.arange(0, C, gl.SliceLayout(1, PAIRS))
-        if each is not None:
+        if keep > 0:
             gl.store(each + block * C + i, strength)
         few = gl.allocate_shared_memory(gl.float32, [C, 16], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-        solved(b, strength, few, tiles, B, T, block, SCALED)
+        solved(b, strength, few, tiles, B, T, block, keep)
         p = times(p, tiles, 0)
         late = gl.zeros([C, K], gl.float32, SUMS)
         high, low = tiles.index(0).permute((1, 0)), tiles.index(1).permute((1, 0))
@@ -221,5 +220,5 @@ def channel_blocks(
         meet()  # tiles and keys have been read
         lines(p, P + block * (C * C), tiles.index(2))
         lines(late, Kg + base, keys.index(0))
-        if rest is not None:
+        if keep > 0:
             lines(late - late.to(gl.bfloat16).to(gl.float32), rest + base, keys.index(1))

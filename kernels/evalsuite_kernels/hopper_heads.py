@@ -26,14 +26,14 @@ def _gates(g, A_log, dt_bias, start, stop, h, gt, gh):
     return gl.sum(gl.where(past, step[None, :], 0.0), 1)
 
 
-@gluon.jit(do_not_specialize=["chunks", "H", "HV", "gt", "gh"])
+@gluon.jit(do_not_specialize=["keep", "chunks", "H", "HV", "gt", "gh"])
 def head_blocks(
     q, k, g, beta, A_log, dt_bias, starts, stops,
     G, P, Kg, B, T, each, rest, rates,
-    scale, beta_max, gt, gh, chunks, H, HV,
-    K: gl.constexpr, GATE: gl.constexpr, SCALED: gl.constexpr, UNIT: gl.constexpr, SIGMOID: gl.constexpr,
+    scale, beta_max, keep, gt, gh, chunks, H, HV,
+    K: gl.constexpr, GATE: gl.constexpr, UNIT: gl.constexpr, SIGMOID: gl.constexpr,
 ):  # fmt: skip
-    """What `head_products`, `solve` and `fold` give; B, T, `each` and `rest` are None where nobody reads them."""
+    """What `head_products`, `solve` and `fold` give; `keep` as for `channel_blocks`."""
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
     KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     c, h = gl.program_id(0), gl.program_id(1)
@@ -51,7 +51,7 @@ def head_blocks(
     hopper.async_copy.commit_group()
     strength = strengths(beta, start, stop, h, HV, beta_max, SIGMOID)
     i = gl.arange(0, C, gl.SliceLayout(1, PAIRS))
-    if each is not None:
+    if keep > 0:
         gl.store(each + block * C + i, strength)
     n, m = i[:, None], gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
     late = gl.full([C], 1.0, gl.float32, gl.SliceLayout(1, PAIRS))
@@ -80,7 +80,7 @@ def head_blocks(
         of_q *= scale
         late *= of_k
     b = hopper.warpgroup_mma_wait(0, [b]) * decay * (of_k[:, None] * across[None, :])
-    t = solved(b, strength, few, tiles, B, T, block, SCALED)
+    t = solved(b, strength, few, tiles, B, T, block, keep)
     p = hopper.warpgroup_mma(xs, ys.permute((1, 0)), none, use_acc=False, is_async=True)
     p = hopper.warpgroup_mma_wait(0, [p]) * decay * (of_q[:, None] * across[None, :])
     p = times(p, tiles, 0)
@@ -91,6 +91,6 @@ def head_blocks(
     key = hopper.warpgroup_mma_wait(0, [key])
     lines(p, P + block * (C * C), tiles.index(0))
     lines(key, Kg + block * (C * K), xs)
-    if rest is not None:
+    if keep > 0:
         meet()  # Kg has left
         lines(key - key.to(gl.bfloat16).to(gl.float32), rest + block * (C * K), xs)

@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
 def blocks(run: "Run") -> None:
     """All of a chunk that knows no state."""
-    kept = run.B, run.T, run.each, run.rest, run.rates
-    counts = run.chunks, run.H, run.HV
-    how = {"K": run.K, "SCALED": run.wide, "UNIT": run.raw.l2norm, "SIGMOID": run.raw.sigmoid, "num_warps": 4}
+    spare = run.S  # for what is not kept
+    G, B, T, each = (spare if x is None else x for x in (run.G, run.B, run.T, run.each))
+    kept = B, T, each, run.Kg if run.rest is None else run.rest, run.rates
+    keep, counts = int(not run.wide), (run.chunks, run.H, run.HV)
+    how = {"K": run.K, "UNIT": run.raw.l2norm, "SIGMOID": run.raw.sigmoid, "num_warps": 4}
     given = run.q, run.k, run.g, run.beta, run.raw.A_log, run.raw.dt_bias, *run.plan[:2]
     if run.gate == 2:
         assert run.g is not None
         whole = run.g.dtype == torch.bfloat16 and run.raw.A_log is None
         run.launches.add(
             channel_blocks, (run.chunks, run.HV),
-            *given, run.G, run.D, run.P, run.Qs, run.Kd, run.Kg, *kept, run.scale, run.raw.beta_max, *counts,
+            *given, G, run.D, run.P, run.Qs, run.Kd, run.Kg, *kept, run.scale, run.raw.beta_max, keep, *counts,
             DELTA=run.beta is not None, TERMS=1 if whole else 2, **how,
         )  # fmt: skip
         return
     run.launches.add(
         head_blocks, (run.chunks, run.HV),
-        *given, run.G, run.P, run.Kg, *kept, run.scale, run.raw.beta_max, *run.strides, *counts,
+        *given, G, run.P, run.Kg, *kept, run.scale, run.raw.beta_max, keep, *run.strides, *counts,
         GATE=run.gate, maxnreg=168, **how,  # three programs share a multiprocessor
     )  # fmt: skip
 

@@ -82,18 +82,16 @@ def inverse(a, few, tiles):
 
 
 @gluon.jit
-def solved(b, strength, few, tiles, B, T, block, SCALED: gl.constexpr):
-    """T of a chunk's B and beta [C], its halves in the first two tiles; SCALED: times the beta of the tokens it is for.
-    B [HV, chunks, C, C] and T are kept unless they are None."""
+def solved(b, strength, few, tiles, B, T, block, keep):
+    """T of a chunk's B and beta [C], its halves in the first two tiles. With `keep` B and T go to [HV, chunks, C, C];
+    else T is times the beta of the tokens it is for."""
     n = gl.arange(0, C, gl.SliceLayout(1, PAIRS))[:, None]
     m = gl.arange(0, C, gl.SliceLayout(0, PAIRS))[None, :]
     t = inverse(gl.where(n > m, b * strength[:, None], 0.0), few, tiles)
-    if T is not None:
-        to = block * (C * C) + n * C + m
-        gl.store(B + to, b, mask=n > m)
-        gl.store(T + to, t, mask=(n >> 4) >= (m >> 4))
-    if SCALED:
-        t *= gl.convert_layout(strength, gl.SliceLayout(0, PAIRS))[None, :]
+    to = block * (C * C) + n * C + m
+    gl.store(B + to, b, mask=(n > m) & (keep > 0))  # masks leave more registers than a branch
+    gl.store(T + to, t, mask=((n >> 4) >= (m >> 4)) & (keep > 0))
+    t *= gl.convert_layout(gl.where(keep > 0, 1.0, strength), gl.SliceLayout(0, PAIRS))[None, :]
     put(t, tiles, 0)
     return t
 

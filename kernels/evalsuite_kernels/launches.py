@@ -10,6 +10,8 @@ import triton
 
 from evalsuite_kernels.arguments import INTERPRETED
 
+# half of a second of each kernel is Python's, one thread at a time: the first ones are the slowest, and shall not wait
+AT_A_TIME = 4
 COMPILED: set[tuple[Any, ...]] = set()  # kinds of calls
 
 
@@ -58,9 +60,14 @@ def compile_all(calls: Mapping[tuple[Any, ...], Launches], device: torch.device)
     new = {kind: call for kind, call in calls.items() if (kind, device) not in COMPILED}
     if not new or INTERPRETED or not hasattr(triton, "AsyncCompileMode"):
         return
-    with _on(device), ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+    with (
+        _on(device),
+        ThreadPoolExecutor() as loading,
+        ThreadPoolExecutor(AT_A_TIME) as compiling,
+        triton.AsyncCompileMode(compiling),
+    ):
         ready = [
-            pool.submit(_load, kernel.warmup(*args, grid=grid, **options), device)
+            loading.submit(_load, kernel.warmup(*args, grid=grid, **options), device)
             for call in new.values()
             for kernel, grid, args, options in call.waiting
         ]
