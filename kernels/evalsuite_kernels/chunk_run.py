@@ -72,7 +72,7 @@ class Run:
         # three products of tf32 keep what fp32 has, and compile in a tenth of the time of fp32's own; the interpreter
         # knows fp32 alone
         self.exactly = "ieee" if INTERPRETED else "tf32x3"
-        self.precision = self.exactly if self.dtype == torch.float32 else "tf32"
+        self.precision = "tf32" if self.dtype == torch.bfloat16 else self.exactly  # tf32 has fp16's bits, and no more
         exact = {"DOT": TYPES[self.dtype], "PRECISION": self.precision}
         # what a gate per head is owed is a sum over a state, and a fixed gate's over all tokens too: half precision
         # takes too much from states and what meets them, tf32 from a fixed gate's; without a gate nothing damps it

@@ -10,6 +10,7 @@ import torch
 
 from evalsuite_kernels import full_attention
 from evalsuite_kernels.full import hopper_backward
+from no_gpu import printed
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 on_hopper = pytest.mark.skipif(not HOPPER, reason="it needs a Hopper GPU")
@@ -157,3 +158,24 @@ def test_it_compiles(dtype):
     assert shared <= 227 << 10
     assert ahead == 1  # dS is computed before the wait for dV and the next logits
     assert sums == 1
+
+
+REHEARSAL = """
+import torch
+
+from evalsuite_kernels import launches
+from evalsuite_kernels.full import hopper, hopper_backward, triton
+
+hopper.hopper = hopper_backward.hopper = no_gpu.is_hopper
+launches._load = no_gpu.load
+q, k, v = (torch.zeros(2, 3000, 4, 128, dtype=torch.bfloat16) for _ in range(3))
+triton._rehearse(q, k, v, 0.1)
+launches.Launches.run = no_gpu.known
+o, lse = hopper.forward(q, k, v, 0.1)
+hopper_backward.backward(o, q, k, v, o, lse, 0.1)
+"""
+
+
+def test_a_rehearsal_compiles_all_that_both_passes_launch(tmp_path):
+    """Without any GPU."""
+    assert printed(REHEARSAL, tmp_path) == [0] * 4

@@ -1,8 +1,5 @@
 """The recurrences' Hopper kernels: against their definition on such a GPU, and anywhere that they compile for one."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from evalsuite_kernels import delta_rule
 from evalsuite_kernels.sweep import exact
 from evalsuite_kernels.sweep.common import OPERATORS, call, inputs
+from no_gpu import printed
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 on_hopper = pytest.mark.skipif(not HOPPER, reason="it needs a Hopper GPU")
@@ -20,31 +18,11 @@ COMPILE = """
 import sys
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaDriver
-from triton.runtime import driver
 
 from evalsuite_kernels import chunk_run, fused, launches
 from evalsuite_kernels.arguments import Raw
 
-
-class NoDriver(CudaDriver):
-    def __init__(self):
-        self.get_current_device, self.get_current_stream = (lambda: 0), (lambda device: 0)
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-
-def compiled(self, kind, device):
-    for kernel, grid, args, options in self.waiting:
-        print(kernel.fn.__name__, kernel.warmup(*args, grid=grid, **options).metadata.shared)
-    self.waiting.clear()
-
-
-driver.set_active(NoDriver())
-chunk_run.hopper = lambda device: True
+chunk_run.hopper = no_gpu.is_hopper
 gate, delta, K, dtype = sys.argv[1], sys.argv[2] == "delta", int(sys.argv[3]), getattr(torch, sys.argv[4])
 T, segment = map(int, sys.argv[5:])
 q, k, v = (torch.zeros(1, T, 2, K, dtype=dtype) for _ in range(3))
@@ -53,26 +31,16 @@ g, beta = None if shape is None else torch.zeros(shape), torch.zeros(1, T, 2) if
 S = torch.zeros(1, 2, K, K)
 """
 EVERY_LAUNCH = """
-launches.Launches.run = compiled
+launches.Launches.run = no_gpu.compiled
 chunk_run.Run(q, k, v, g, beta, S, None, 0.1, keep=False).forward()
 chunk_run.Run(q, k, v, g, beta, S, None, 0.1, keep=True).backward(torch.zeros_like(v), S)
 """
 REHEARSAL = """
-launches._load = lambda kernel, device: getattr(kernel, "result", lambda: kernel)()
+launches._load = no_gpu.load
 raw = Raw(delta, *(None if g is None or g.dim() == 1 else torch.zeros(n) for n in (2, g[0, 0].numel())), delta, 2.0)
 fused.rehearse(q, k, v, None if g is None else g.requires_grad_(), beta, raw, segment)
 
-
-def known(self, kind, device):
-    for kernel, grid, args, options in self.waiting:
-        cache = kernel.device_caches[0][0]
-        before = len(cache)
-        kernel.warmup(*args, grid=grid, **options)
-        print(kernel.fn.__name__, before and len(cache) - before)
-    self.waiting.clear()
-
-
-launches.Launches.run = known
+launches.Launches.run = no_gpu.known
 options = {"raw": raw, "segment": segment}
 chunk_run.Run(q, k, v, g, beta, S, None, 0.1, **options, keep=False).forward()
 chunk_run.Run(q, k, v, g, beta, S, None, 0.1, **options, keep=True).backward(torch.zeros_like(v), S)
@@ -103,12 +71,7 @@ def test_a_rehearsal_compiles_all_that_a_call_of_any_length_launches(gate, famil
 
 
 def offline(program, cache, gate, family, K, dtype, T, segment=0):
-    """The numbers that a program prints beside the names of kernels, without any GPU."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-c", COMPILE + program, gate, family, str(K), dtype, str(T), str(segment)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return [int(line.split()[1]) for line in ran.stdout.splitlines()]
+    return printed(COMPILE + program, cache, gate, family, K, dtype, T, segment)
 
 
 def both(op, x, state, **options):

@@ -25,6 +25,7 @@ from triton.language import constexpr
 
 from evalsuite_kernels.arguments import INTERPRETED, hopper
 from evalsuite_kernels.gluon import aligned, bring, describe, take
+from evalsuite_kernels.launches import Launches
 
 LOG2E = math.log2(math.e)
 L2_BYTES = 24 << 20  # keys and values of the heads that run at a time
@@ -227,7 +228,7 @@ def fits(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     )
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, launches: Launches | None = None) -> tuple[Tensor, Tensor]:
     """Causal softmax attention of the last T of S positions, for calls that fit (`fits`).
 
     Source: FlashAttention-3, arXiv:2407.08608.
@@ -252,8 +253,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     blocks = triton.cdiv(T, GROUPS.value * rows)
     heads = B * HQ
     fan = min(heads, max(1, L2_BYTES // (2 * S * D * q.itemsize)) * (HQ // H))
-    _forward[(blocks * heads,)](
+    launches = Launches() if launches is None else launches
+    launches.add(
+        _forward, (blocks * heads,),
         describe(q, rows), describe(k, keys), describe(v, keys), describe(o, rows), lse, scale * LOG2E,
         T, S - T, HQ, HQ // H, blocks, heads, fan, D=D, num_warps=4,
     )  # fmt: skip
+    launches.run(("full forward", q.dtype, D, HQ == H), q.device)
     return o, lse

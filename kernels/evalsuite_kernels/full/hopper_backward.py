@@ -332,7 +332,14 @@ def fits(g: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
 
 
 def backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    scale: float,
+    launches: Launches | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of causal softmax attention, for calls that fit (`fits`).
 
@@ -361,7 +368,7 @@ def backward(
     total = torch.empty(count * rows * d // width, width, dtype=torch.float32, device=q.device)
     sides = torch.empty(count, 2, rows, dtype=torch.float32, device=q.device)
     turns = torch.empty(count + 1, dtype=torch.int32, device=q.device)  # the last gives programs their numbers
-    launches = Launches()
+    launches = Launches() if launches is None else launches
     launches.add(
         _prepare, (count,),
         o, g, lse, sides, turns, T, HQ, tiles, *o.stride()[:3], *g.stride()[:3], D=d, ROWS=rows, num_warps=4,

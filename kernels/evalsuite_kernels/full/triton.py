@@ -23,10 +23,12 @@ from evalsuite_kernels.full.decode import decode, merge
 from evalsuite_kernels.full.descriptors import described, pad
 from evalsuite_kernels.full.forward import forward
 from evalsuite_kernels.full.settings import settings
+from evalsuite_kernels.launches import Rehearsal, compile_all
 
 LOG2E = math.log2(math.e)
 SPLIT = 512  # keys of a decoding split, at fixed positions
 DECODE = 16  # queries up to here over a longer cache are decoding
+REHEARSED: set[tuple[Any, ...]] = set()  # kinds of plain calls with gradients
 L2_BYTES = 24 << 20  # keys and values of the heads that run at a time
 
 
@@ -65,6 +67,21 @@ def _on_hopper(name: str) -> Any:
         return importlib.import_module(f"evalsuite_kernels.full.{name}") if GLUON else None
     except ImportError:
         return None
+
+
+def _rehearse(q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    """Compile Hopper's kernels of both passes of a plain call at a time: each pass by itself would wait for its own."""
+    kind = (q.device, q.dtype, q.shape[-1], q.shape[2] == k.shape[2])
+    there, back = _on_hopper("hopper"), _on_hopper("hopper_backward")
+    if kind in REHEARSED or there is None or back is None:
+        return
+    q, k, v = (x.detach()[:1, :DECODE] for x in (q, k, v))
+    if there.fits(q, k, v, scale) and back.fits(q, q, k, v, scale):
+        passes = Rehearsal(), Rehearsal()
+        o, lse = there.forward(q, k, v, scale, passes[0])
+        back.backward(o, q, k, v, o, lse, scale, passes[1])
+        compile_all({each.kind: each for each in passes}, q.device)
+    REHEARSED.add(kind)
 
 
 OPTIONS = "Tensor? sinks, Tensor? cu_q, Tensor? cu_k, Tensor? lengths, float scale, int window"
@@ -332,6 +349,9 @@ def attention(
     if cu_seqlens is not None and cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens
     run = full_decode if T <= DECODE and T < S and cu_seqlens is None else full_forward
+    learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if learned and T == S and not torch.compiler.is_compiling() and _plain(sinks, cu_seqlens, key_lengths, window):
+        _rehearse(_rows(q), _rows(k), _rows(v), scale)
     options = (x if x is None else x.to(q.device).contiguous() for x in (cu_seqlens, cu_seqlens_k, key_lengths))
     return run(q, k, v, sinks, *options, scale, window or 0)[0]
 
