@@ -123,3 +123,36 @@ def offsets(cu_seqlens: Tensor, batch: int, total: int, name: str = "cu_seqlens"
     if bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in pairwise(bounds)):
         raise ValueError(f"{name} must rise from 0 to the {total} packed tokens; it runs {bounds[0]} .. {bounds[-1]}")
     return bounds
+
+
+def pieces(
+    B: int, T: int, S: int, cu_q: Tensor | None, cu_k: Tensor | None, key_lengths: Tensor | None
+) -> list[tuple[int, int, int, int, list[int]]]:
+    """Query bounds, key bounds and valid keys of what is computed alone; pieces without queries are left out."""
+    if cu_q is None:
+        if cu_k is not None:
+            raise ValueError("cu_seqlens_k needs cu_seqlens for the queries")
+        lengths = [S] * B
+        if key_lengths is not None:
+            expect("key_lengths", key_lengths, B)
+            lengths = [int(n) for n in key_lengths.tolist()]
+            if any(n < 0 or n > S for n in lengths):
+                raise ValueError(f"key_lengths must lie in 0 .. {S}; they span {min(lengths)} .. {max(lengths)}")
+        elif T > S:
+            raise ValueError(f"{T} queries cannot be the last of {S} keys; pass k and v with the cache included")
+        return [(0, T, 0, S, lengths)] if T and B else []
+    if key_lengths is not None:
+        raise ValueError("key_lengths is for padded batches; packed sequences give cu_seqlens_k")
+    queries = offsets(cu_q, B, T)
+    keys = offsets(cu_q if cu_k is None else cu_k, B, S, "cu_seqlens" if cu_k is None else "cu_seqlens_k")
+    if len(keys) != len(queries):
+        raise ValueError(f"cu_seqlens names {len(queries) - 1} sequences and cu_seqlens_k {len(keys) - 1}")
+    found = []
+    for a, b, c, d in zip(queries, queries[1:], keys, keys[1:], strict=False):
+        if b - a > d - c:
+            raise ValueError(
+                f"a packed sequence has {b - a} queries and only {d - c} keys; keys must include the queries' own"
+            )
+        if b > a:
+            found.append((a, b, c, d, [d - c]))
+    return found

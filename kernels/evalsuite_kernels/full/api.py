@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, offsets
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, pieces
 from evalsuite_kernels.full import dispatch
 from evalsuite_kernels.full.chunked import by_blocks
 from evalsuite_kernels.full.reference import token_by_token
@@ -73,7 +73,7 @@ def full_attention(  # noqa: PLR0913 - the published operators take these, and n
         )
     note("full_attention", name)
     form = FORMS[name]
-    pieces = _pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
+    bounds = pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
     # without sinks a GPU's fused kernels keep half precision's softmax and sums in fp32 by themselves
     dtype = q.dtype if q.is_cuda and sinks is None and exact != torch.float64 and q.dtype == k.dtype else exact
     with torch.autocast(q.device.type, enabled=False):
@@ -81,7 +81,7 @@ def full_attention(  # noqa: PLR0913 - the published operators take these, and n
         s = None if sinks is None else sinks.to(dtype)
         parts = [
             form(x[:, a:b], y[:, c:d], z[:, c:d], scale=scale, window=window, sinks=s, lengths=lengths)
-            for a, b, c, d, lengths in pieces
+            for a, b, c, d, lengths in bounds
         ]
     if not parts:
         return q.new_zeros(B, T, HQ, v.shape[-1])
@@ -113,7 +113,7 @@ def _check_bounds(B: int, T: int, S: int, cu_q: Tensor | None, cu_k: Tensor | No
     """What can be said of bounds and lengths without waiting for a GPU: all of those on the host, else their shapes."""
     given = [x for x in (cu_q, cu_k, key_lengths) if x is not None]
     if not torch.compiler.is_compiling() and not any(x.is_cuda for x in given):
-        _pieces(B, T, S, cu_q, cu_k, key_lengths)
+        pieces(B, T, S, cu_q, cu_k, key_lengths)
         return
     if cu_q is None and cu_k is not None:
         raise ValueError("cu_seqlens_k needs cu_seqlens for the queries")
@@ -132,36 +132,3 @@ def _check_bounds(B: int, T: int, S: int, cu_q: Tensor | None, cu_k: Tensor | No
         expect("key_lengths", key_lengths, B)
     elif cu_q is None and T > S:
         raise ValueError(f"{T} queries cannot be the last of {S} keys; pass k and v with the cache included")
-
-
-def _pieces(
-    B: int, T: int, S: int, cu_q: Tensor | None, cu_k: Tensor | None, key_lengths: Tensor | None
-) -> list[tuple[int, int, int, int, list[int]]]:
-    """Query bounds, key bounds and valid keys of what is computed alone; pieces without queries are left out."""
-    if cu_q is None:
-        if cu_k is not None:
-            raise ValueError("cu_seqlens_k needs cu_seqlens for the queries")
-        lengths = [S] * B
-        if key_lengths is not None:
-            expect("key_lengths", key_lengths, B)
-            lengths = [int(n) for n in key_lengths.tolist()]
-            if any(n < 0 or n > S for n in lengths):
-                raise ValueError(f"key_lengths must lie in 0 .. {S}; they span {min(lengths)} .. {max(lengths)}")
-        elif T > S:
-            raise ValueError(f"{T} queries cannot be the last of {S} keys; pass k and v with the cache included")
-        return [(0, T, 0, S, lengths)] if T and B else []
-    if key_lengths is not None:
-        raise ValueError("key_lengths is for padded batches; packed sequences give cu_seqlens_k")
-    queries = offsets(cu_q, B, T)
-    keys = offsets(cu_q if cu_k is None else cu_k, B, S, "cu_seqlens" if cu_k is None else "cu_seqlens_k")
-    if len(keys) != len(queries):
-        raise ValueError(f"cu_seqlens names {len(queries) - 1} sequences and cu_seqlens_k {len(keys) - 1}")
-    pieces = []
-    for a, b, c, d in zip(queries, queries[1:], keys, keys[1:], strict=False):
-        if b - a > d - c:
-            raise ValueError(
-                f"a packed sequence has {b - a} queries and only {d - c} keys; keys must include the queries' own"
-            )
-        if b > a:
-            pieces.append((a, b, c, d, [d - c]))
-    return pieces

@@ -1,0 +1,180 @@
+"""The public face of sparse attention."""
+
+import torch
+from torch import Tensor
+
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, note
+from evalsuite_kernels.sparse import chunked, reference
+from evalsuite_kernels.sparse.places import places
+
+FORMS = {"reference": reference, "chunked": chunked}
+
+
+def lightning_index(  # noqa: PLR0913 - as `full_attention`
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    topk: int,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """The keys that each query is to read: the `topk` it may see whose index score is largest.
+
+    The score of key s for query t is the sum over heads j of weights[t, j] ReLU(q[t, j] . k[s]), the lightning indexer
+    of DeepSeek-V3.2 (arXiv:2512.02556, eq. 1). Of equal scores the earlier key is taken: ReLU makes many of exactly 0.
+    There is no gradient; `index_loss` trains the scores.
+
+    Args:
+        q: [B, T, HI, DI].
+        k: [B, S, DI], one for all heads; S >= T.
+        weights: [B, T, HI], of any sign.
+        topk: at least 1; where a query sees no more keys than that it reads them all.
+        scale: of the scores, (HI * DI)^-0.5 if None; it does not change the choice if positive.
+        cu_seqlens, cu_seqlens_k, key_lengths: bounds of packed sequences, or valid keys, as in `full_attention`.
+        impl: "auto", "reference" (key by key), "chunked" or "triton".
+
+    Returns:
+        int32 [B, T, min(topk, S)]: positions in the query's own sequence, ascending, then -1.
+
+    Raises:
+        ValueError: shapes or bounds that do not fit, topk < 1, or an impl that cannot run here.
+    """
+    expect("q", q, "B", "T", "HI", "DI")
+    B, T, HI, DI = q.shape
+    expect("k", k, B, "S", DI)
+    expect("weights", weights, B, T, HI)
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, not {topk}")
+    scale = (HI * DI) ** -0.5 if scale is None else scale
+    where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
+    name = _runs(impl, q, k, weights, widest=DI)
+    note("lightning_index", name)
+    dtype = compute_dtype(q, k, weights)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        return FORMS[name].index(q.to(dtype), k.to(dtype), weights.to(dtype), topk, scale, where)
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Softmax attention over the keys that a list names, and no others: what is causal is the list's to say.
+
+    Args:
+        q: [B, T, HQ, K].
+        k: [B, S, H, K]; query head h reads key head h // (HQ // H).
+        v: [B, S, H, V].
+        indices: int32 or int64 [B, T, N], one list for all heads, or [B, T, G, N], of which query head h reads list
+            h // (HQ // G); G a divisor or a multiple of H. Positions in the query's own sequence, each once, in any
+            order; -1 names nothing. A query with an empty list gives zeros.
+        scale: of q, K^-0.5 if None.
+        cu_seqlens, cu_seqlens_k: bounds of packed sequences and of their keys, as in `full_attention`.
+        impl: as in `lightning_index`.
+
+    Returns:
+        o [B, T, HQ, V] in q's dtype; differentiable in q, k and v.
+
+    Raises:
+        ValueError: shapes or bounds that do not fit, positions outside the keys (checked on a CPU alone), or an impl
+            that cannot run here.
+    """
+    _check(q, k, v, indices, "indices")
+    if not indices.is_cuda and indices.numel() and not -1 <= int(indices.min()) <= int(indices.max()) < k.shape[1]:
+        raise ValueError(f"indices must lie in -1 .. {k.shape[1] - 1}; they span {indices.min()} .. {indices.max()}")
+    where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, None)
+    lists = indices if indices.dim() == 4 else indices[:, :, None]
+    name = _runs(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
+    note("sparse_attention", name)
+    dtype = compute_dtype(q, k, v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast(q.device.type, enabled=False):
+        x, y, z = (t.to(dtype) for t in (q, k, v))
+        return FORMS[name].attend(x, y, z, lists, scale, where).to(q.dtype)
+
+
+def block_attention(  # noqa: PLR0913 - as `full_attention`
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    block_size: int,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Causal softmax attention over the blocks of keys that a list names: the selected branch of MoBA
+    (arXiv:2502.13189), NSA (arXiv:2502.11089) and MiniMax-M3's MSA.
+
+    Args:
+        q, k, v: as in `sparse_attention`.
+        blocks: int32 or int64 [B, T, N] or [B, T, G, N], as indices there; block n holds the positions n * block_size
+            to (n + 1) * block_size - 1 of the query's own sequence, of which a query reads those up to its own.
+        block_size: tokens.
+        scale, cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
+        impl: as in `lightning_index`.
+
+    Returns:
+        o [B, T, HQ, V] in q's dtype; differentiable in q, k and v.
+
+    Raises:
+        ValueError: as `sparse_attention`.
+    """
+    _check(q, k, v, blocks, "blocks")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, not {block_size}")
+    where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
+    lists = blocks if blocks.dim() == 4 else blocks[:, :, None]
+    name = _runs(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
+    note("block_attention", name)
+    dtype = compute_dtype(q, k, v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    within = torch.arange(block_size, device=q.device)
+    position = (lists.long() * block_size)[..., None] + within
+    seen = (lists >= 0)[..., None] & (position <= where.position[..., None, None, None])
+    indices = torch.where(seen, position, -1).flatten(3)
+    with torch.autocast(q.device.type, enabled=False):
+        x, y, z = (t.to(dtype) for t in (q, k, v))
+        return FORMS[name].attend(x, y, z, indices, scale, where).to(q.dtype)
+
+
+def _runs(impl: str, *tensors: Tensor, widest: int) -> str:
+    """The implementation that runs: there are no kernels of this family on a GPU yet."""
+    name = choose("chunked" if impl == "auto" else impl, *tensors, widest=widest)
+    if name == "triton":
+        raise ValueError("impl='triton' cannot run here: sparse attention has no such kernel yet; use 'chunked'")
+    return name
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, name: str) -> None:
+    expect("q", q, "B", "T", "HQ", "K")
+    B, T, HQ, K = q.shape
+    expect("k", k, B, "S", "H", K)
+    S, H = k.shape[1:3]
+    expect("v", v, B, S, H, "V")
+    if H == 0 or HQ % H:
+        raise ValueError(f"q has {HQ} heads, which is no multiple of the {H} heads of k and v")
+    if lists.dim() == 3:
+        expect(name, lists, B, T, "N")
+    else:
+        expect(name, lists, B, T, "G", "N")
+    if lists.is_floating_point():
+        raise ValueError(f"{name} must be integers, not {lists.dtype}")
+    G = 1 if lists.dim() == 3 else lists.shape[2]
+    if G == 0 or HQ % G or (G % H and H % G):
+        raise ValueError(
+            f"{name} has {G} lists, which must divide {HQ} query heads, and {H} key heads or be their multiple"
+        )

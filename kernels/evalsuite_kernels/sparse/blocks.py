@@ -1,0 +1,188 @@
+"""Which blocks of keys a query is to read: the choices of MoBA, NSA and MiniMax-M3, for `block_attention`."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evalsuite_kernels.arguments import compute_dtype, expect, pieces
+from evalsuite_kernels.sparse import chunked
+from evalsuite_kernels.sparse.places import Places, places
+
+Choice = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, positions [B, T] -> blocks [B, T, G, N]
+
+
+def moba_blocks(
+    q: Tensor,
+    k: Tensor,
+    block_size: int,
+    topk: int,
+    *,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+) -> Tensor:
+    """MoBA's choice (arXiv:2502.13189): a query's own block, and of the earlier ones the topk - 1 whose mean key has
+    the largest product with the query; of equal ones the earlier.
+
+    Args:
+        q: [B, T, HQ, K].
+        k: [B, S, H, K]; each query head chooses for itself.
+        block_size: tokens.
+        topk: blocks, the query's own included.
+        cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
+
+    Returns:
+        int32 [B, T, HQ, N], N at most topk, ascending, then -1. No gradient.
+
+    Raises:
+        ValueError: shapes or bounds that do not fit.
+    """
+    expect("q", q, "B", "T", "HQ", "K")
+    expect("k", k, q.shape[0], "S", "H", q.shape[3])
+    group = q.shape[2] // k.shape[2]
+
+    def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
+        means = F.pad(k, (0, 0, 0, 0, 0, -k.shape[1] % block_size)).unflatten(1, (-1, block_size)).mean(2)
+
+        def values(start: int, stop: int) -> Tensor:
+            x = q[:, start:stop].unflatten(2, (-1, group))
+            return torch.einsum("bthgk,bnhk->bthgn", x, means).flatten(2, 3)
+
+        return _chosen(values, position, q.shape[2], means.shape[1], block_size, topk, initial=0, local=1)
+
+    return _of_each(choice, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
+
+
+def index_blocks(  # noqa: PLR0913 - as `full_attention`
+    q: Tensor,
+    k: Tensor,
+    block_size: int,
+    topk: int,
+    *,
+    initial: int = 0,
+    local: int = 1,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+) -> Tensor:
+    """MiniMax-M3's choice: the topk blocks whose best key, of those that the query sees, has the largest product with
+    an index query; the first `initial` blocks and the last `local` ones always.
+
+    Args:
+        q: [B, T, H, DI], one index query for each key head of the attention.
+        k: [B, S, DI], one index key for all.
+        block_size, topk: as in `moba_blocks`; topk counts the blocks that are always chosen.
+        initial, local: blocks at the sequence's start, and up to the query's own.
+        cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
+
+    Returns:
+        int32 [B, T, H, N], N at most topk, ascending, then -1. No gradient.
+
+    Raises:
+        ValueError: shapes or bounds that do not fit, or more blocks always than topk.
+    """
+    expect("q", q, "B", "T", "H", "DI")
+    expect("k", k, q.shape[0], "S", q.shape[3])
+
+    def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
+        where = Places(torch.zeros_like(position), position)
+        count = -(-k.shape[1] // block_size)
+
+        def values(start: int, stop: int) -> Tensor:
+            seen = chunked.visible(where.rows(start, stop), 0, k.shape[1])
+            products = torch.einsum("bthd,bsd->bths", q[:, start:stop], k).masked_fill(~seen[:, :, None], -torch.inf)
+            padded = F.pad(products, (0, count * block_size - k.shape[1]), value=-torch.inf)
+            return padded.unflatten(3, (count, block_size)).amax(4)
+
+        return _chosen(values, position, q.shape[2], count, block_size, topk, initial=initial, local=local)
+
+    return _of_each(choice, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
+
+
+def nsa_blocks(
+    weights: Tensor,
+    position: Tensor,
+    *,
+    length: int,
+    stride: int,
+    block_size: int,
+    topk: int,
+    initial: int = 1,
+    local: int = 2,
+) -> Tensor:
+    """NSA's choice (arXiv:2502.11089, eq. 9 to 12): a block's score is what its tokens' compressed keys were given, a
+    compressed key counting by the share of its stride that lies in the block, summed over the heads of a key head.
+
+    Args:
+        weights: [B, T, H, M], softmax over compressed keys, summed over the heads of a group; key m stands for the
+            tokens m * stride to m * stride + length - 1.
+        position: [B, T], of each query in its sequence.
+        length, stride: of compressed keys, in tokens.
+        block_size, topk, initial, local: as in `index_blocks`.
+
+    Returns:
+        int32 [B, T, H, N], N at most topk, ascending, then -1. No gradient.
+
+    Raises:
+        ValueError: more blocks always than topk.
+    """
+    M = weights.shape[-1]
+    count = max(1, -(-((M - 1) * stride + length) // block_size))
+    start = torch.arange(M, device=weights.device)[:, None] * stride
+    begin = torch.arange(count, device=weights.device)[None, :] * block_size
+    shared = (torch.minimum(start + length, begin + block_size) - torch.maximum(start, begin)).clamp(min=0) / stride
+    last = int(position.max()) // block_size + 1 if position.numel() else count  # blocks that no compressed key ends in
+    shared = F.pad(shared, (0, max(0, last - count))).to(weights.dtype)
+    scores = weights.detach() @ shared
+
+    def values(start: int, stop: int) -> Tensor:
+        return scores[:, start:stop]
+
+    return _chosen(values, position, weights.shape[2], shared.shape[1], block_size, topk, initial=initial, local=local)
+
+
+def _of_each(
+    choice: Choice, q: Tensor, k: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, key_lengths: Tensor | None
+) -> Tensor:
+    """The choice in every sequence alone, without gradients and in fp32 or wider."""
+    dtype = compute_dtype(q, k)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        q, k = q.to(dtype), k.to(dtype)
+        if cu_q is None:
+            return choice(q, k, places(q, k.shape[1], None, None, key_lengths).position)
+        parts = []
+        for a, b, c, d, _ in pieces(q.shape[0], q.shape[1], k.shape[1], cu_q, cu_k, key_lengths):
+            position = torch.arange(d - c - (b - a), d - c, device=q.device)[None]
+            parts.append(choice(q[:, a:b], k[:, c:d], position))
+    if not parts:
+        return torch.empty(1, 0, q.shape[2], 1, dtype=torch.int32, device=q.device)
+    width = max(part.shape[-1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[-1]), value=-1) for part in parts], 1)
+
+
+def _chosen(
+    values: Callable[[int, int], Tensor],
+    position: Tensor,
+    lists: int,
+    count: int,
+    block_size: int,
+    topk: int,
+    *,
+    initial: int,
+    local: int,
+) -> Tensor:
+    """The topk blocks by values(start, stop) [B, stop - start, lists, count], those always chosen among them."""
+    if not 1 <= local + initial <= topk:
+        raise ValueError(f"topk must leave room for {initial} first and {local} last blocks, of which one at least")
+    B, T = position.shape
+    width, block = min(topk, count), torch.arange(count, device=position.device)
+    found = torch.full((B, T, lists, width), -1, dtype=torch.int32, device=position.device)
+    for start, stop in chunked.blocks(T, B * lists * max(count, 1) * block_size, position.device):
+        own = torch.div(position[:, start:stop, None, None], block_size, rounding_mode="floor")
+        always = (block < initial) | (block > own - local)
+        scores = values(start, stop).masked_fill(always, torch.inf)
+        mask = chunked.chosen(scores, (block <= own).expand(scores.shape), width)
+        found[:, start:stop] = chunked.listed(mask, width)
+    return found

@@ -1,0 +1,52 @@
+"""Where queries stand among the keys of their sequences."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evalsuite_kernels.arguments import expect, pieces
+
+
+class Places(NamedTuple):
+    """Of each query [B, T], int64: the row of its sequence's first key, and its own position, -1 before all keys."""
+
+    first: Tensor
+    position: Tensor
+
+    def rows(self, start: int, stop: int) -> "Places":
+        """Those of the queries start .. stop - 1."""
+        return Places(self.first[:, start:stop], self.position[:, start:stop])
+
+    def span(self) -> tuple[int, int]:
+        """The rows from the first to the last one that any of these queries may read."""
+        last = self.first + self.position
+        return int(self.first.min()), max(int(last.max()) + 1, int(self.first.min()))
+
+
+def places(
+    q: Tensor, S: int, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None, key_lengths: Tensor | None
+) -> Places:
+    """For queries q [B, T, ...] over keys [B, S, ...], bounds and lengths as in `full_attention`: queries are the last
+    of their sequence's keys. Nothing waits for a GPU whose memory holds the bounds; they are trusted there.
+
+    Raises:
+        ValueError: bounds or lengths that do not fit.
+    """
+    B, T = q.shape[:2]
+    given = [x for x in (cu_seqlens, cu_seqlens_k, key_lengths) if x is not None]
+    if not torch.compiler.is_compiling() and not any(x.is_cuda for x in given):
+        pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
+    token = torch.arange(T, device=q.device)
+    if cu_seqlens is None:
+        if key_lengths is not None:
+            expect("key_lengths", key_lengths, B)
+        last = S if key_lengths is None else key_lengths.to(q.device).long()[:, None]
+        position = (token + last - T).clamp(min=-1).expand(B, T)
+        return Places(torch.zeros_like(position), position)
+    bounds = cu_seqlens.to(q.device).long()
+    keys = bounds if cu_seqlens_k is None else cu_seqlens_k.to(q.device).long()
+    sequence = torch.searchsorted(bounds, token, right=True) - 1  # the last that begins here: others are empty
+    first = keys[sequence]
+    position = token - bounds[sequence + 1] + keys[sequence + 1] - first
+    return Places(first[None], position[None])

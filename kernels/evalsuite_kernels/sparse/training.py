@@ -1,0 +1,150 @@
+"""What trains an indexer: the divergence of its scores from attention, and how much of attention its choice covers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from evalsuite_kernels.arguments import compute_dtype, expect
+from evalsuite_kernels.sparse import chunked
+from evalsuite_kernels.sparse.places import Places, places
+
+
+def index_loss(  # noqa: PLR0913 - two attentions and one list
+    q: Tensor,
+    k: Tensor,
+    index_q: Tensor,
+    index_k: Tensor,
+    weights: Tensor,
+    indices: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    index_scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Mean over queries of KL(p || softmax(I)): p the attention of q over k, averaged over heads, and I the index
+    scores (arXiv:2512.02556, eq. 3 and 4).
+
+    Args:
+        q: [B, T, HQ, K]; nothing is owed to it.
+        k: [B, T, H, K]; nothing is owed to it.
+        index_q, index_k, weights: [B, T, HI, DI], [B, T, DI] and [B, T, HI], as in `lightning_index`.
+        indices: [B, T, N] as `lightning_index` gives them: both softmaxes are over these keys alone (sparse training).
+            None: over all keys that a query sees (dense warm-up).
+        scale: of q, K^-0.5 if None.
+        index_scale: (HI * DI)^-0.5 if None.
+        cu_seqlens: bounds of packed sequences.
+
+    Returns:
+        A scalar in fp32 or wider, differentiable in index_q, index_k and weights. Memory is that of a block of
+        queries: the gradient is made beside the loss.
+
+    Raises:
+        ValueError: shapes or bounds that do not fit.
+    """
+    expect("q", q, "B", "T", "HQ", "K")
+    B, T, _, K = q.shape
+    expect("k", k, B, T, "H", K)
+    expect("index_q", index_q, B, T, "HI", "DI")
+    HI, DI = index_q.shape[2:]
+    expect("index_k", index_k, B, T, DI)
+    expect("weights", weights, B, T, HI)
+    scale = K**-0.5 if scale is None else scale
+    index_scale = (HI * DI) ** -0.5 if index_scale is None else index_scale
+    where = places(q, T, cu_seqlens, None, None)
+    dtype = compute_dtype(q, k, index_q, index_k, weights)
+    with torch.autocast(q.device.type, enabled=False):
+        given = [x.to(dtype) for x in (index_q, index_k, weights)]
+        return _Divergence.apply(q.detach().to(dtype), k.detach().to(dtype), *given, indices, scale, index_scale, where)
+
+
+def selection_recall(
+    q: Tensor, k: Tensor, indices: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
+) -> Tensor:
+    """The share of the attention of q over k, averaged over heads, that a choice of keys covers: [B, T] in 0 .. 1.
+
+    q [B, T, HQ, K], k [B, T, H, K], indices [B, T, N] as `lightning_index` gives them. No gradient.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    where = places(q, k.shape[1], cu_seqlens, None, None)
+    dtype = compute_dtype(q, k)
+    found = torch.zeros(q.shape[:2], dtype=dtype, device=q.device)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        q, k = q.to(dtype), k.to(dtype)
+        for start, stop in chunked.blocks(q.shape[1], q.shape[0] * q.shape[2] * k.shape[1], q.device):
+            here, listed = where.rows(start, stop), indices[:, start:stop]
+            p = _attention(q[:, start:stop], k, scale, chunked.visible(here, 0, k.shape[1]))
+            row = (listed + here.first[..., None]).clamp(0, k.shape[1] - 1)
+            found[:, start:stop] = p.gather(-1, row).masked_fill(listed < 0, 0).sum(-1)
+    return found
+
+
+def _attention(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> Tensor:
+    """q [B, t, HQ, K] over k [B, S, H, K] where seen [B, t, S]: the weights' mean over heads [B, t, S]."""
+    x = q.unflatten(2, (k.shape[2], -1))
+    logits = torch.einsum("bthgk,bshk->bthgs", x * scale, k).masked_fill(~seen[:, :, None, None], -torch.inf)
+    return logits.softmax(-1).mean((2, 3))
+
+
+def _listed_attention(q: Tensor, k: Tensor, scale: float, row: Tensor, missing: Tensor) -> Tensor:
+    """The same over the keys at row [B, t, N] but those missing: [B, t, N]."""
+    keys = k[torch.arange(len(k), device=k.device)[:, None, None], row]  # [B, t, N, H, K]
+    x = q.unflatten(2, (k.shape[2], -1))
+    logits = torch.einsum("bthgk,btnhk->bthgn", x * scale, keys).masked_fill(missing[:, :, None, None], -torch.inf)
+    return logits.softmax(-1).mean((2, 3))
+
+
+def _listed_scores(q: Tensor, k: Tensor, weights: Tensor, scale: float, row: Tensor) -> Tensor:
+    """`chunked.scores` of the keys at row [B, t, N]."""
+    keys = k[torch.arange(len(k), device=k.device)[:, None, None], row]  # [B, t, N, DI]
+    return (weights[:, :, None] @ (q @ keys.mT).relu())[:, :, 0] * scale
+
+
+class _Divergence(torch.autograd.Function):
+    """`index_loss`, whose gradient is made with it, block by block: that of the scores is softmax(I) - p."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913, PLR0917 - autograd's signature
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        index_q: Tensor,
+        index_k: Tensor,
+        weights: Tensor,
+        indices: Tensor | None,
+        scale: float,
+        index_scale: float,
+        where: Places,
+    ) -> Tensor:
+        (B, T, HQ, _), S = q.shape, k.shape[1]
+        given = index_q, index_k, weights
+        owed = [torch.zeros_like(x) for x in given]
+        total = q.new_zeros(())
+        each = B * S * HQ if indices is None else B * indices.shape[-1] * k.shape[2] * k.shape[3]
+        for start, stop in chunked.blocks(T, each, q.device):
+            here, x = where.rows(start, stop), q[:, start:stop]
+            a, b, c = (t.detach().requires_grad_() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
+            if indices is None:
+                seen = chunked.visible(here, 0, S)
+                p = _attention(x, k, scale, seen)
+                with torch.enable_grad():
+                    scores = chunked.scores(a, b, c, index_scale)
+            else:
+                listed = indices[:, start:stop]
+                row, seen = (listed + here.first[..., None]).clamp(0, S - 1), listed >= 0
+                p = _listed_attention(x, k, scale, row, ~seen)
+                with torch.enable_grad():
+                    scores = _listed_scores(a, b, c, index_scale, row)
+            logs = scores.detach().masked_fill(~seen, -torch.inf).log_softmax(-1)
+            total += torch.where(p > 0, p * (p.clamp(min=1e-30).log() - logs.masked_fill(~seen, 0)), 0).sum()
+            found = torch.autograd.grad(scores, (a, b, c), (logs.exp() - p).masked_fill(~seen, 0) / (B * T))
+            owed[0][:, start:stop], owed[2][:, start:stop] = found[0], found[2]
+            owed[1] += found[1]
+        ctx.save_for_backward(*owed)
+        return total / (B * T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(d * x for x in ctx.saved_tensors), None, None, None, None)
