@@ -291,8 +291,10 @@ def _scored(score: float | None, answer: str) -> str:
 def _cost(result: Comparison) -> Section:
     rows: list[tuple[str, ...]] = []
     for length in sorted({length for c in result.columns for length in c.cost}):
-        for kind, name in (("kv", "KV cache"), ("state", "recurrent state")):
-            cells = (c.cost.get(length, {}).get(kind) for c in result.columns)
+        for kind, name in (("kv", "KV cache"), ("index", "index keys"), ("state", "recurrent state")):
+            cells = [c.cost.get(length, {}).get(kind) for c in result.columns]
+            if kind == "index" and not any(cells):
+                continue
             rows.append((f"{name}, {_length(length)} tokens", *("-" if b is None else _bytes(b) for b in cells)))
     rows.append(("prefill", *(_rate(c.prefill_rate) for c in result.columns)))
     rows.append(("decode", *(_rate(c.decode_rate) for c in result.columns)))

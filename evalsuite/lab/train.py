@@ -35,6 +35,11 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
     bf16: bool = True  # autocast
+    dense: float = 0.3  # share of the steps in which indexers learn beside full attention (DeepSeek-V3.2's warm-up)
+
+    def phase(self, step: int, steps: int) -> str:
+        """config.index_phase at a step."""
+        return "dense" if step < self.dense * steps else "sparse"
 
     def rate(self, step: int, steps: int) -> float:
         """Share of the learning rate at a step."""
@@ -55,7 +60,7 @@ def loss_of(model: EvalsuiteForCausalLM, ids: Tensor, labels: Tensor) -> tuple[T
         hidden, labels, weight, asked = (x[asked] for x in (hidden, labels, weight, asked))
     logits = model.lm_head(hidden).float()
     each = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    loss = (weight * each).sum() / weight.sum() + model.config.router_aux_loss_coef * model.balance()
+    loss = (weight * each).sum() / weight.sum() + model.own_losses()
     return loss, (logits.argmax(-1) == labels).sum() / asked.sum()
 
 
@@ -82,7 +87,7 @@ class Trainer:
         # experts are chosen by shapes that a recording cannot hold
         self.replayed = torch.device(device).type == "cuda" and not config.num_experts
         self.optimizer = optimizer_of(self.model, recipe, replayed=self.replayed)
-        self.graphs: dict[torch.Size, Recorded] = {}
+        self.graphs: dict[tuple[torch.Size, str], Recorded] = {}
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -108,7 +113,8 @@ class Trainer:
         """What a run's weights depend on: a state of another making is never gone on with."""
         shape = (
             "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
-            "tie_word_embeddings", "mimetic_init",
+            "tie_word_embeddings", "mimetic_init", "index_heads", "index_dim", "topk", "index_rope", "block_size",
+            "block_topk", "compressed_size",
         )  # fmt: skip
         made = {name: getattr(self.config, name) for name in shape} | asdict(self.recipe)
         made |= {f"stream {name}": value for name, value in self.stream.items()}
@@ -138,12 +144,15 @@ class Trainer:
         self.model.train()
         began = time.perf_counter() - self.seconds
         for ids, labels in batches(stream, data, self.step):
+            self.model.config.index_phase = self.recipe.phase(self.step, stream.steps)
             loss, accuracy = self.update(ids, labels, self.recipe.rate(self.step, stream.steps))
             self.step += 1
             self.seconds = time.perf_counter() - began
             if self.step % 50 == 0 or self.step == stream.steps:
                 tokens = self.step * stream.tokens_per_step
                 line = {"step": self.step, "tokens": tokens, "loss": loss.item(), "accuracy": accuracy.item()}
+                if "D" in self.config.pattern:
+                    line["recall"] = self._recall(ids)
                 self.history.append({**line, "seconds": round(self.seconds, 1)})
                 report(self.history[-1])
                 if not math.isfinite(line["loss"]):
@@ -166,9 +175,16 @@ class Trainer:
         x, y = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
         if not self.replayed:
             return self._step(x.to(self.device), y.to(self.device))
-        if x.shape not in self.graphs:
-            self.graphs[x.shape] = Recorded(self._step, x.shape, self.device)
-        return self.graphs[x.shape](x, y)
+        kind = x.shape, self.model.config.index_phase
+        if kind not in self.graphs:
+            self.graphs[kind] = Recorded(self._step, x.shape, self.device)
+        return self.graphs[kind](x, y)
+
+    def _recall(self, ids: np.ndarray) -> float:
+        """What indexers' choices cover of full attention over a batch's first row: the mean of layers and queries."""
+        row = torch.from_numpy(ids[:1].astype(np.int64)).to(self.device)
+        with torch.autocast(row.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return self.model.selection_recall(row).mean().item()
 
     def _step(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.recipe.bf16):

@@ -39,7 +39,7 @@ class Model(Protocol):
         ...
 
     def cost(self, length: int) -> Mapping[str, int]:
-        """Bytes that one sequence of `length` tokens keeps: {"kv": ..., "state": ...}; empty where unknown."""
+        """Bytes that a sequence of `length` tokens keeps: {"kv": ..., "index": ..., "state": ...}; empty if unknown."""
         ...
 
     def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:

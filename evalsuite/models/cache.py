@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
@@ -25,6 +27,14 @@ class Layout:
         return self.cache is not None and self.cu_seqlens is None
 
 
+class Bounds(TypedDict):
+    """Where sequences begin and end, as `full_attention` takes it."""
+
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    key_lengths: Tensor | None
+
+
 @dataclass
 class Keys:
     """What attention reads: packed `[1, S, H, D]` with `cu_seqlens`, or a cache `[N, S, H, D]` with `lengths`."""
@@ -33,84 +43,82 @@ class Keys:
     v: Tensor
     cu_seqlens: Tensor | None = None
     lengths: Tensor | None = None
+    index: Tensor | None = None  # an indexer's keys, [1, S, D] or [N, S, D]
+
+    def bounds(self, layout: Layout) -> Bounds:
+        return {"cu_seqlens": layout.cu_seqlens, "cu_seqlens_k": self.cu_seqlens, "key_lengths": self.lengths}
 
 
 class KVLayer:
-    """Keys and values `[N, capacity, H, D]`; with a window, a ring of that many tokens."""
+    """Keys and values `[N, capacity, H, D]`, and an indexer's keys `[N, capacity, D]`; with a window, a ring of that
+    many tokens."""
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
         self.room = 0  # tokens to make room for at once
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+        self.kept: tuple[Tensor, ...] = ()  # keys, values and an indexer's keys
 
-    def _reserve(self, k: Tensor, batch: int, needed: int) -> tuple[Tensor, Tensor]:
+    def _reserve(self, fresh: tuple[Tensor, ...], batch: int, needed: int) -> tuple[Tensor, ...]:
         planned = self.room >= needed
         needed = self.window or max(needed, self.room)
-        if self.k is None or self.v is None:
-            shape = (batch, needed, *k.shape[2:])
-            self.k, self.v = k.new_zeros(shape), k.new_zeros(shape)
-        elif needed > self.k.shape[1]:
-            more = (needed if planned else max(needed, self.k.shape[1] * 3 // 2)) - self.k.shape[1]
-            pad = (0, 0, 0, 0, 0, more)
-            self.k, self.v = torch.nn.functional.pad(self.k, pad), torch.nn.functional.pad(self.v, pad)
-        return self.k, self.v
+        if not self.kept:
+            self.kept = tuple(x.new_zeros(batch, needed, *x.shape[2:]) for x in fresh)
+        elif needed > (capacity := self.kept[0].shape[1]):
+            more = (needed if planned else max(needed, capacity * 3 // 2)) - capacity
+            self.kept = tuple(F.pad(x, (*[0, 0] * (x.dim() - 2), 0, more)) for x in self.kept)
+        return self.kept
 
-    def extend(self, k: Tensor, v: Tensor, layout: Layout) -> Keys:
+    def extend(self, k: Tensor, v: Tensor, layout: Layout, index: Tensor | None = None) -> Keys:
         """Append the new tokens; return all that their queries may read."""
         assert layout.cache is not None
+        fresh = (k, v) if index is None else (k, v, index)
         old = layout.cache.lengths
         if layout.cu_seqlens is None:
-            return self._extend_step(k, v, old)
-        return self._extend_packed(k, v, layout.cu_seqlens, old)
+            read, lengths = self._extend_step(fresh, old)
+            return Keys(read[0], read[1], lengths=lengths, index=read[2] if index is not None else None)
+        read, cu_seqlens = self._extend_packed(fresh, layout.cu_seqlens, old)
+        return Keys(read[0], read[1], cu_seqlens=cu_seqlens, index=read[2] if index is not None else None)
 
-    def _extend_step(self, k: Tensor, v: Tensor, old: Tensor) -> Keys:
+    def _extend_step(self, fresh: tuple[Tensor, ...], old: Tensor) -> tuple[list[Tensor], Tensor]:
         longest = int(old.max()) + 1
-        keys, values = self._reserve(k, len(old), longest)
         slots = old % self.window if self.window else old
-        rows = torch.arange(len(old), device=k.device)
-        keys[rows, slots], values[rows, slots] = k[:, 0], v[:, 0]
+        rows = torch.arange(len(old), device=old.device)
+        read = min(longest, self.window or longest)
+        kept = self._reserve(fresh, len(old), longest)
+        for x, new in zip(kept, fresh, strict=True):
+            x[rows, slots] = new[:, 0]
         # the order of the ring does not matter to one query that sees all of it
         valid = (old + 1).clamp(max=self.window) if self.window else old + 1
-        read = min(longest, self.window or longest)
-        return Keys(keys[:, :read], values[:, :read], lengths=valid)
+        return [x[:, :read] for x in kept], valid
 
-    def _extend_packed(self, k: Tensor, v: Tensor, cu_seqlens: Tensor, old: Tensor) -> Keys:
+    def _extend_packed(self, fresh: tuple[Tensor, ...], cu_seqlens: Tensor, old: Tensor) -> tuple[list[Tensor], Tensor]:
         bounds, before = cu_seqlens.tolist(), old.tolist()
         new = [b - a for a, b in pairwise(bounds)]
-        had = self.k is not None
-        keys, values = self._reserve(k, len(new), max(n + b for n, b in zip(new, before, strict=True)))
-        packed_k: list[Tensor] = []
-        packed_v: list[Tensor] = []
+        had = bool(self.kept)
+        kept = self._reserve(fresh, len(new), max(n + b for n, b in zip(new, before, strict=True)))
+        packed: list[list[Tensor]] = [[] for _ in fresh]
         lengths = [0]
         for i, (start, count, past) in enumerate(zip(bounds, new, before, strict=False)):
             if not count:  # nobody reads this sequence's keys now
                 lengths.append(lengths[-1])
                 continue
-            kept = min(past, self.window - 1) if self.window else past
-            slots = torch.arange(past - kept, past, device=k.device)
+            held = min(past, self.window - 1) if self.window else past
+            slots = torch.arange(past - held, past, device=old.device)
             slots = slots % self.window if self.window else slots
-            fresh_k, fresh_v = k[0, start : start + count], v[0, start : start + count]
-            if had and kept:
-                packed_k.append(keys[i, slots])
-                packed_v.append(values[i, slots])
-            packed_k.append(fresh_k)
-            packed_v.append(fresh_v)
-            lengths.append(lengths[-1] + kept + count)
             stored = min(count, self.window) if self.window else count
-            places = torch.arange(past + count - stored, past + count, device=k.device)
+            places = torch.arange(past + count - stored, past + count, device=old.device)
             places = places % self.window if self.window else places
-            keys[i, places], values[i, places] = fresh_k[count - stored :], fresh_v[count - stored :]
-        return Keys(
-            torch.cat(packed_k)[None],
-            torch.cat(packed_v)[None],
-            cu_seqlens=torch.tensor(lengths, device=k.device, dtype=cu_seqlens.dtype),
-        )
+            for x, tokens, parts in zip(kept, fresh, packed, strict=True):
+                mine = tokens[0, start : start + count]
+                parts.extend([x[i, slots], mine] if had and held else [mine])
+                x[i, places] = mine[count - stored :]
+            lengths.append(lengths[-1] + held + count)
+        end = torch.tensor(lengths, device=old.device, dtype=cu_seqlens.dtype)
+        return [torch.cat(parts)[None] for parts in packed], end
 
     def select(self, index: Tensor) -> None:
         """Keep, repeat or reorder sequences."""
-        if self.k is not None and self.v is not None:
-            self.k, self.v = self.k[index], self.v[index]
+        self.kept = tuple(x[index] for x in self.kept)
 
 
 class StateLayer:
@@ -184,7 +192,5 @@ def _copy(mixer: KVLayer | StateLayer, index: Tensor | None) -> KVLayer | StateL
             state.select(index)
         return state
     layer = KVLayer(mixer.window)
-    if mixer.k is not None and mixer.v is not None:
-        layer.k = mixer.k.clone() if index is None else mixer.k[index]
-        layer.v = mixer.v.clone() if index is None else mixer.v[index]
+    layer.kept = tuple(x.clone() if index is None else x[index] for x in mixer.kept)
     return layer

@@ -15,14 +15,21 @@ LETTERS: dict[str, str] = {
     "A": "gated linear attention (vector gate)",
     "M": "Mamba-2 (scalar gate)",
     "C": "short convolution only (the control)",
+    "D": "sparse attention over the tokens that an indexer chooses (DSA), NoPE",
+    "B": "sparse attention over the blocks whose mean key is nearest (MoBA), NoPE",
+    "T": "three branches: compressed blocks, chosen blocks, a window (NSA), NoPE",
 }
-ROPE_FRACTION = {"F": 0.0, "R": 1.0, "P": 0.25, "S": 1.0}
+ROPE_FRACTION = {"R": 1.0, "P": 0.25, "S": 1.0}  # of each head; elsewhere 0
+ATTENTION = "FRPSDBT"  # what keeps keys and values
 LAYER_TYPES = {
     "F": "full_attention",
     "R": "full_attention",
     "P": "full_attention",
     "S": "sliding_attention",
     "C": "conv",
+    "D": "indexed_attention",
+    "B": "full_attention",
+    "T": "full_attention",
 }
 
 
@@ -45,6 +52,15 @@ class EvalsuiteConfig(PreTrainedConfig):
     intermediate_size: int = 704
     gate_rank: int = 0  # rank of output gate and of KDA's and GLA's decay; 0: head_dim
     window: int = 64
+    index_heads: int = 2  # of the indexer (D)
+    index_dim: int = 32
+    index_topk: int = 0  # tokens that a query reads; 0: a sixteenth of max_position_embeddings
+    index_rope: float = 0.0  # share of an indexer's head that is rotated
+    index_phase: str = "sparse"  # "dense": attention is full and the indexer learns from all of it (warm-up)
+    index_loss_coef: float = 1.0
+    block_size: int = 32  # tokens of a block (B, T)
+    block_topk: int = 4  # blocks that a query reads, its own included
+    compressed_size: int = 16  # tokens that a compressed key stands for (T), one for every half of them
     conv_size: int = 4
     beta_max: float = 1.0  # 2.0 allows negative eigenvalues in the delta rule
     rope_theta: float = 10000.0
@@ -68,12 +84,21 @@ class EvalsuiteConfig(PreTrainedConfig):
             raise ValueError(f"pattern {self.pattern!r} has unknown layers {unknown}; letters are {' '.join(LETTERS)}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+        if self.index_phase not in {"dense", "sparse"}:
+            raise ValueError(f"index_phase must be 'dense' or 'sparse', not {self.index_phase!r}")
+        if "T" in self.pattern and self.block_topk < 3:
+            raise ValueError("block_topk of NSA counts the first and the last two blocks, so it must be at least 3")
         super().__post_init__(**kwargs)
 
     @property
     def num_hidden_layers(self) -> int:
         """One letter is one layer."""
         return len(self.pattern)
+
+    @property
+    def topk(self) -> int:
+        """Tokens that a query of a layer D reads."""
+        return self.index_topk or max(1, self.max_position_embeddings // 16)
 
     @property
     def layer_types(self) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite.models.cache import KVLayer, Layout, StateLayer
+from evalsuite.models.cache import Keys, KVLayer, Layout, StateLayer
 from evalsuite.models.config import ROPE_FRACTION, EvalsuiteConfig
 from evalsuite_kernels import delta_rule, full_attention, lightning_slopes, linear_attention
 
@@ -88,17 +88,23 @@ class Attention(Mixer):
         self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
         self.window = config.window if self.letter == "S" else None
-        self.rope = (ROPE_FRACTION[self.letter], config.rope_theta)
+        self.rope = (ROPE_FRACTION.get(self.letter, 0.0), config.rope_theta)
 
-    def mix(self, x: Tensor, layout: Layout) -> Tensor:
+    def qkv(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         q = rotate(self.q_norm(self.split(self.q_proj(x), self.heads)), layout.positions, *self.rope)
         k = rotate(self.k_norm(self.split(self.k_proj(x), self.kv_heads)), layout.positions, *self.rope)
-        v = self.split(self.v_proj(x), self.kv_heads)
+        return q, k, self.split(self.v_proj(x), self.kv_heads)
+
+    def mix(self, x: Tensor, layout: Layout) -> Tensor:
+        q, k, v = self.qkv(x, layout)
         if layout.cache is None:
-            return full_attention(q, k, v, window=self.window, cu_seqlens=layout.cu_seqlens)
+            return self.attend(q, Keys(k, v, layout.cu_seqlens), layout)
         store = layout.cache.mixers[self.layer]
         assert isinstance(store, KVLayer)
-        keys = store.extend(k, v, layout)
+        return self.attend(q, store.extend(k, v, layout), layout)
+
+    def attend(self, q: Tensor, keys: Keys, layout: Layout) -> Tensor:
+        """q [B, T, HQ, D] -> o [B, T, HQ, D]."""
         if layout.step:  # the ring of a window layer holds exactly what this query may see
             return full_attention(q, keys.k, keys.v, key_lengths=keys.lengths)
         return full_attention(
@@ -241,11 +247,3 @@ class ConvOnly(Mixer):
 
     def mix(self, x: Tensor, layout: Layout) -> Tensor:
         return self.norm(self.split(F.silu(self.v_proj(x)), self.heads))
-
-
-FAMILIES: dict[str, type[Mixer]] = {
-    **dict.fromkeys("FRPS", Attention),
-    **dict.fromkeys("LAM", LinearMixer),
-    **dict.fromkeys("NGK", DeltaMixer),
-    "C": ConvOnly,
-}

@@ -9,10 +9,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from evalsuite.models.cache import HybridCache, KVLayer, Layout, StateLayer
-from evalsuite.models.config import EvalsuiteConfig
-from evalsuite.models.mixers import FAMILIES, DecayGate, RMSNorm, wide
+from evalsuite.models.config import ATTENTION, EvalsuiteConfig
+from evalsuite.models.mixers import Attention, ConvOnly, DecayGate, DeltaMixer, LinearMixer, Mixer, RMSNorm, wide
+from evalsuite.models.sparse import Blocks, Branches, Compress, Indexed
 from evalsuite_kernels import short_convolution
 
+FAMILIES: dict[str, type[Mixer]] = {
+    **dict.fromkeys("FRPS", Attention),
+    **dict.fromkeys("LAM", LinearMixer),
+    **dict.fromkeys("NGK", DeltaMixer),
+    "C": ConvOnly,
+    "D": Indexed,
+    "B": Blocks,
+    "T": Branches,
+}
 CONV_SCALE = 0.5  # taps start in U(-0.5, 0.5): the previous token is readable from the first step on
 
 
@@ -111,6 +121,8 @@ class EvalsuitePreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
         elif isinstance(module, DecayGate):
             module.reset_decay()
+        elif isinstance(module, Compress):
+            module.reset()
         elif isinstance(module, Block):
             nn.init.uniform_(module.conv, -CONV_SCALE, CONV_SCALE)
             nn.init.zeros_(module.mixer.o_proj.weight)
@@ -140,7 +152,7 @@ class EvalsuiteModel(EvalsuitePreTrainedModel):
         """An empty cache for `batch` sequences."""
         letters = self.config.pattern
         mixers = [
-            KVLayer(self.config.window if letter == "S" else None) if letter in "FRPS" else StateLayer()
+            KVLayer(self.config.window if letter == "S" else None) if letter in ATTENTION else StateLayer()
             for letter in letters
         ]
         return HybridCache(mixers, batch, self.device)
@@ -194,16 +206,17 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
         return False  # forward makes its own
 
     def state_bytes(self, length: int) -> list[dict[str, int]]:
-        """Bytes that each layer keeps for one sequence of `length` tokens: {"kv": ..., "state": ...}."""
+        """Bytes that each layer keeps for one sequence of `length` tokens: {"kv": ..., "index": ..., "state": ...}."""
         c = self.config
         item = self.lm_head.weight.element_size()
         tail = c.hidden_size * (c.conv_size - 1) * item
         rows = []
         for letter in c.pattern:
             kept = min(length, c.window) if letter == "S" else length
-            kv = 2 * c.num_key_value_heads * c.head_dim * kept * item if letter in "FRPS" else 0
+            kv = 2 * c.num_key_value_heads * c.head_dim * kept * item if letter in ATTENTION else 0
+            index = c.index_dim * length * item if letter == "D" else 0
             state = 4 * c.num_attention_heads * c.head_dim**2 if letter in "KGNLAM" else 0
-            rows.append({"kv": kv, "state": state + tail})
+            rows.append({"kv": kv, "index": index, "state": state + tail})
         return rows
 
     def forward(
@@ -234,13 +247,37 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = loss + self.config.router_aux_loss_coef * self.balance()
+            loss = loss + self.own_losses()
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def balance(self) -> Tensor:
         """Sum of the experts' load-balancing losses of the last forward pass; 0 without experts."""
         losses = [m.balance for m in self.modules() if isinstance(m, Experts)]
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.lm_head.weight.device)
+
+    def own_losses(self) -> Tensor:
+        """What parts of the model learn from besides the labels, of the last forward pass, weighted as the
+        configuration says: the balance of experts, and indexers' divergences from what attention reads."""
+        losses = [m.loss for m in self.modules() if isinstance(m, Indexed)] if self.training else []
+        total = self.config.router_aux_loss_coef * self.balance()
+        return total + self.config.index_loss_coef * torch.stack(losses).sum() if losses else total
+
+    @torch.no_grad()
+    def selection_recall(self, input_ids: Tensor) -> Tensor:
+        """The share of full attention's mass that each layer D's choice covers, for every query: [layers, B, T] of
+        tokens [B, T]. What a layer would read is asked of the model as it is, and changes nothing."""
+        mixers = [m for m in self.modules() if isinstance(m, Indexed)]
+        training = self.training
+        self.eval()
+        try:
+            for mixer in mixers:
+                mixer.recalled = []
+            self.model(input_ids)
+            return torch.stack([mixer.recalled[0] for mixer in mixers if mixer.recalled])
+        finally:
+            for mixer in mixers:
+                mixer.recalled = None
+            self.train(training)
 
     def _run(self, embeds: Tensor, mask: Tensor, cache: HybridCache | None) -> Tensor:
         batch, count = mask.shape

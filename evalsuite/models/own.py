@@ -79,7 +79,7 @@ class OwnModel:
     def cost(self, length: int) -> Mapping[str, int]:
         """Bytes that one sequence of `length` tokens keeps, over all layers."""
         rows = self.model.state_bytes(length)
-        return {kind: sum(row[kind] for row in rows) for kind in ("kv", "state")}
+        return {kind: sum(row[kind] for row in rows) for kind in ("kv", "index", "state")}
 
     def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         """One completion for every sample: first those that cannot be asked, then batch by batch."""

@@ -26,6 +26,11 @@ PRESETS: dict[str, Preset] = {
     "hybrid-mamba2": Preset("MMMF MMMF", "Mamba-2 3:1"),
     "hybrid-swa": Preset("SSSF SSSF", "sliding window 3:1"),
     "hybrid-conv": Preset("CCCF CCCF", "control: short convolutions 3:1"),
+    "hybrid-kda-dsa": Preset("KKKD KKKD", "Kimi Delta Attention 3:1, the full layers sparse (DSA)"),
+    "hybrid-gdn-dsa": Preset("GGGD GGGD", "Gated DeltaNet 3:1, the full layers sparse (DSA)"),
+    "sparse-dsa": Preset("DDDD DDDD", "an indexer chooses each query's tokens (DeepSeek-V3.2)"),
+    "sparse-moba": Preset("BBBB BBBB", "each query reads the blocks of nearest mean key (MoBA)"),
+    "sparse-nsa": Preset("TTTT TTTT", "compressed blocks, chosen blocks and a window (NSA)"),
     "linear-kda": Preset("KKKK KKKK", "Kimi Delta Attention alone"),
     "conv-only": Preset("CCCC CCCC", "control: short convolutions alone"),
 }
@@ -36,6 +41,6 @@ def pattern_of(name: str) -> str:
     if name in PRESETS:
         return PRESETS[name].pattern.replace(" ", "")
     letters = name.replace(" ", "")
-    if letters and set(letters) <= set("FRPSKGNLAMC"):
+    if letters and set(letters) <= set("FRPSKGNLAMCDBT"):
         return letters
     raise unknown("model", name, PRESETS)

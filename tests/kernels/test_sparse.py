@@ -7,7 +7,9 @@ import torch
 
 from evalsuite_kernels import full_attention
 from evalsuite_kernels.sparse import (
+    NSA,
     block_attention,
+    compressed_attention,
     index_blocks,
     index_loss,
     lightning_index,
@@ -233,7 +235,7 @@ def test_nsa_sums_what_compressed_keys_were_given():
     T, length, stride, size = 40, 4, 2, 8
     M = (T - length) // stride + 1
     weights, position = torch.rand(1, T, 2, M, dtype=torch.float64), torch.arange(T)[None]
-    got = nsa_blocks(weights, position, length=length, stride=stride, block_size=size, topk=4)
+    got = nsa_blocks(weights, position, T, NSA(length, stride, size, topk=4))
     for t in range(T):
         for h in range(2):
             score = [
@@ -246,6 +248,26 @@ def test_nsa_sums_what_compressed_keys_were_given():
                 for n in range(t // size + 1)
             ]
             assert sets(got[0, t])[h] == by_hand(score, t // size, 4, {0, t // size, t // size - 1})
+
+
+def test_compressed_keys_are_seen_when_their_last_token_is():
+    T, length, stride, size = 26, 6, 3, 6
+    M = (T - length) // stride + 1
+    q, _, _ = attention(T)
+    _, k, v = attention(M)
+    leaves, position = [x.requires_grad_() for x in (q, k, v)], torch.arange(T)[None]
+    sizes = NSA(length, stride, size, topk=4)
+    o, blocks = compressed_attention(*leaves, position, T, sizes)
+    seen = torch.arange(M) * stride + length - 1 <= torch.arange(T)[:, None]
+    want = masked(*leaves, seen[None, :, None])
+    torch.testing.assert_close(o, want)
+    assert (o[:, : length - 1] == 0).all()
+    logits = torch.einsum("bthd,bmhd->bthm", q, k.repeat_interleave(2, 2)) * 8**-0.5
+    weights = logits.masked_fill(~seen[None, :, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+    assert torch.equal(blocks, nsa_blocks(weights.unflatten(2, (2, 2)).sum(3), position, T, sizes))
+    d = torch.randn_like(o)
+    for a, b in zip(torch.autograd.grad(o, leaves, d), torch.autograd.grad(want, leaves, d), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("choose", [moba_blocks, lambda q, k, *a, **o: index_blocks(q, k[:, :, 0], *a, **o)])

@@ -174,15 +174,15 @@ def test_memory_bounds_the_batch_and_no_result(memory: int, monkeypatch: pytest.
 
 
 def test_reserved_cache_never_grows_past_the_longest_sequence() -> None:
-    model = tiny("FS")
+    model = tiny("FSD")
     runner = engine(model)
     with torch.inference_mode():
         cache, _ = runner._prefill([[prompt] for prompt in ragged((9, 21))], [0, 0], 30)
         for _ in range(9):
             model.model(torch.tensor([[400], [401]]), cache=cache)
-    assert cache.mixers[0].k.shape[1] == 30
-    assert cache.mixers[1].k.shape[1] == 5
-    held = sum(2 * mixer.k.nbytes for mixer in cache.mixers) + sum(tail.nbytes for tail in cache.tails)
+    assert cache.mixers[0].kept[0].shape[1] == 30
+    assert cache.mixers[1].kept[0].shape[1] == 5
+    held = sum(x.nbytes for mixer in cache.mixers for x in mixer.kept) + sum(tail.nbytes for tail in cache.tails)
     assert held == 2 * runner.size(30)
 
 
@@ -471,11 +471,14 @@ def test_what_the_model_says_of_itself() -> None:
     assert model.count("") == 1
     assert model.context == 256
     rows = lm.state_bytes(100)
-    assert model.cost(100) == {"kv": sum(r["kv"] for r in rows), "state": sum(r["state"] for r in rows)}
+    assert model.cost(100) == {kind: sum(row[kind] for row in rows) for kind in ("kv", "index", "state")}
     before = dict(model.identity())
     assert before == dict(OwnModel("other name", tiny("KSF"), TOKENIZER).identity())
     assert (before["pattern"], before["dtype"]) == ("KSF", "float64")
-    operators = ("full_attention", "linear_attention", "delta_rule", "short_convolution")
+    operators = (
+        "full_attention", "linear_attention", "delta_rule", "short_convolution", "lightning_index", "sparse_attention",
+        "block_attention",
+    )  # fmt: skip
     assert before["kernels"] == dict.fromkeys(operators, "chunked")
     assert model.versions() == {}
     assert model.ran() == {}

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from evalsuite.models.cache import KVLayer
 from evalsuite.models.config import LETTERS, EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 
-DESIGNS = [*(letter * 2 for letter in LETTERS), "KKKF", "LLLF", "SCSF"]
+DESIGNS = [*(letter * 2 for letter in LETTERS), "KKKF", "LLLF", "SCSF", "KKKD"]
 
 
 def tiny(pattern: str, **changes: object) -> EvalsuiteForCausalLM:
@@ -15,6 +16,7 @@ def tiny(pattern: str, **changes: object) -> EvalsuiteForCausalLM:
     settings: dict[str, object] = {
         "vocab_size": 97, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
         "intermediate_size": 48, "window": 5, "pattern": pattern, "max_position_embeddings": 128,
+        "index_topk": 5, "index_dim": 8, "block_size": 4, "block_topk": 3, "compressed_size": 4,
     }  # fmt: skip
     model = EvalsuiteForCausalLM(EvalsuiteConfig(**{**settings, **changes})).double().eval()
     for p in model.parameters():  # zero-initialised projections would hide every fault
@@ -118,16 +120,17 @@ def test_state_bytes_equal_what_the_cache_holds(pattern: str) -> None:
     model.model(ids, cu_seqlens=torch.tensor([0, 30]), cache=cache)
     claimed = model.state_bytes(30)
     for layer, (mixer, tail) in enumerate(zip(cache.mixers, cache.tails, strict=True)):
-        tensors = [t for t in vars(mixer).values() if isinstance(t, torch.Tensor)]
+        tensors = [*mixer.kept] if isinstance(mixer, KVLayer) else [mixer.state] if mixer.state is not None else []
         if claimed[layer]["kv"]:
-            assert claimed[layer]["kv"] == sum(t.nbytes for t in tensors)
+            assert claimed[layer]["kv"] == sum(t.nbytes for t in tensors[:2])
+            assert claimed[layer]["index"] == sum(t.nbytes for t in tensors[2:])
             assert claimed[layer]["state"] == tail.nbytes
         else:  # states are counted in fp32, as they are kept; this model is fp64
             assert claimed[layer]["state"] == sum(t.nbytes for t in tensors) // 2 + tail.nbytes
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    model = tiny("FSKGNLAMC", num_experts=3, num_experts_per_tok=3).train()
+    model = tiny("FSKGNLAMCDBT", num_experts=3, num_experts_per_tok=3).train()
     ids = torch.randint(0, 97, (2, 20))
     model(ids, labels=ids).loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]

@@ -1,6 +1,7 @@
 """Which blocks of keys a query is to read: the choices of MoBA, NSA and MiniMax-M3, for `block_attention`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,19 @@ from torch import Tensor
 from evalsuite_kernels.arguments import compute_dtype, expect, pieces
 from evalsuite_kernels.sparse import chunked
 from evalsuite_kernels.sparse.places import Places, places
+
+
+class NSA(NamedTuple):
+    """The sizes of NSA's branches (arXiv:2502.11089), in tokens: of compressed keys their `length` and the `stride`
+    from one to the next; of the choice `topk` blocks, among them always the first `initial` and the last `local`."""
+
+    length: int = 32
+    stride: int = 16
+    block_size: int = 64
+    topk: int = 16
+    initial: int = 1
+    local: int = 2
+
 
 Choice = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, positions [B, T] -> blocks [B, T, G, N]
 
@@ -34,7 +48,7 @@ def moba_blocks(
         cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
 
     Returns:
-        int32 [B, T, HQ, N], N at most topk, ascending, then -1. No gradient.
+        int32 [B, T, HQ, topk], ascending, then -1. No gradient.
 
     Raises:
         ValueError: shapes or bounds that do not fit.
@@ -78,7 +92,7 @@ def index_blocks(  # noqa: PLR0913 - as `full_attention`
         cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
 
     Returns:
-        int32 [B, T, H, N], N at most topk, ascending, then -1. No gradient.
+        int32 [B, T, H, topk], ascending, then -1. No gradient.
 
     Raises:
         ValueError: shapes or bounds that do not fit, or more blocks always than topk.
@@ -101,41 +115,28 @@ def index_blocks(  # noqa: PLR0913 - as `full_attention`
     return _of_each(choice, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
 
 
-def nsa_blocks(
-    weights: Tensor,
-    position: Tensor,
-    *,
-    length: int,
-    stride: int,
-    block_size: int,
-    topk: int,
-    initial: int = 1,
-    local: int = 2,
-) -> Tensor:
+def nsa_blocks(weights: Tensor, position: Tensor, tokens: int, sizes: NSA) -> Tensor:
     """NSA's choice (arXiv:2502.11089, eq. 9 to 12): a block's score is what its tokens' compressed keys were given, a
     compressed key counting by the share of its stride that lies in the block, summed over the heads of a key head.
 
     Args:
         weights: [B, T, H, M], softmax over compressed keys, summed over the heads of a group; key m stands for the
-            tokens m * stride to m * stride + length - 1.
+            tokens m * stride to m * stride + length - 1 of `sizes`.
         position: [B, T], of each query in its sequence.
-        length, stride: of compressed keys, in tokens.
-        block_size, topk, initial, local: as in `index_blocks`.
+        tokens: keys of the sequence.
 
     Returns:
-        int32 [B, T, H, N], N at most topk, ascending, then -1. No gradient.
+        int32 [B, T, H, topk], ascending, then -1. No gradient.
 
     Raises:
         ValueError: more blocks always than topk.
     """
-    M = weights.shape[-1]
-    count = max(1, -(-((M - 1) * stride + length) // block_size))
-    start = torch.arange(M, device=weights.device)[:, None] * stride
+    length, stride, block_size, topk, initial, local = sizes
+    count = max(1, -(-tokens // block_size))
+    start = torch.arange(weights.shape[-1], device=weights.device)[:, None] * stride
     begin = torch.arange(count, device=weights.device)[None, :] * block_size
-    shared = (torch.minimum(start + length, begin + block_size) - torch.maximum(start, begin)).clamp(min=0) / stride
-    last = int(position.max()) // block_size + 1 if position.numel() else count  # blocks that no compressed key ends in
-    shared = F.pad(shared, (0, max(0, last - count))).to(weights.dtype)
-    scores = weights.detach() @ shared
+    shared = torch.minimum(start + length, begin + block_size) - torch.maximum(start, begin)
+    scores = weights.detach() @ (shared.clamp(min=0) / stride).to(weights.dtype)
 
     def values(start: int, stop: int) -> Tensor:
         return scores[:, start:stop]
@@ -152,14 +153,11 @@ def _of_each(
         q, k = q.to(dtype), k.to(dtype)
         if cu_q is None:
             return choice(q, k, places(q, k.shape[1], None, None, key_lengths).position)
-        parts = []
+        parts = [choice(q[:, :0], k[:, :0], torch.empty(1, 0, dtype=torch.long, device=q.device))]
         for a, b, c, d, _ in pieces(q.shape[0], q.shape[1], k.shape[1], cu_q, cu_k, key_lengths):
             position = torch.arange(d - c - (b - a), d - c, device=q.device)[None]
             parts.append(choice(q[:, a:b], k[:, c:d], position))
-    if not parts:
-        return torch.empty(1, 0, q.shape[2], 1, dtype=torch.int32, device=q.device)
-    width = max(part.shape[-1] for part in parts)
-    return torch.cat([F.pad(part, (0, width - part.shape[-1]), value=-1) for part in parts], 1)
+    return torch.cat(parts, 1)
 
 
 def _chosen(
@@ -177,12 +175,12 @@ def _chosen(
     if not 1 <= local + initial <= topk:
         raise ValueError(f"topk must leave room for {initial} first and {local} last blocks, of which one at least")
     B, T = position.shape
-    width, block = min(topk, count), torch.arange(count, device=position.device)
-    found = torch.full((B, T, lists, width), -1, dtype=torch.int32, device=position.device)
+    block = torch.arange(count, device=position.device)
+    found = torch.full((B, T, lists, topk), -1, dtype=torch.int32, device=position.device)
     for start, stop in chunked.blocks(T, B * lists * max(count, 1) * block_size, position.device):
         own = torch.div(position[:, start:stop, None, None], block_size, rounding_mode="floor")
         always = (block < initial) | (block > own - local)
         scores = values(start, stop).masked_fill(always, torch.inf)
-        mask = chunked.chosen(scores, (block <= own).expand(scores.shape), width)
-        found[:, start:stop] = chunked.listed(mask, width)
+        mask = chunked.chosen(scores, (block <= own).expand(scores.shape), topk)
+        found[:, start:stop] = chunked.listed(mask, topk)
     return found
