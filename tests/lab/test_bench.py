@@ -26,9 +26,10 @@ def test_speed_of_every_model_and_length(tmp_path: Path, capsys: pytest.CaptureF
         assert 0 < row["tokens_per_second_p10"] <= row["tokens_per_second"] <= row["tokens_per_second_p90"]
         assert row["ready_seconds"] >= row["first_step_seconds"] > 0
         assert not row["recorded"]
-    assert found["kernels"] == dict.fromkeys(
-        ("full_attention", "linear_attention", "delta_rule", "short_convolution"), "chunked"
-    )
+    kernels = found["kernels"]
+    assert isinstance(kernels, dict)
+    assert {"full_attention", "linear_attention", "delta_rule", "sparse_attention"} <= set(kernels)
+    assert set(kernels.values()) == {"chunked"}
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
