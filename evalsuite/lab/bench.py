@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from evalsuite.errors import UserError
 from evalsuite.lab.run import Plan, config_of
 from evalsuite.lab.train import Recipe, Recorded, Trainer
-from evalsuite.models import mixers
+from evalsuite.models import mixers, sparse
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.loading import pick_device
 from evalsuite.runner import revision
@@ -93,9 +93,14 @@ def losses(config: EvalsuiteConfig, args: argparse.Namespace, length: int, *, re
 @contextmanager
 def kernels(impl: str) -> Iterator[None]:
     """Every mixer's operator under one implementation; models have no switch for it, and need none but here."""
-    operators = ("delta_rule", "linear_attention", "full_attention")
-    chosen: dict[str, Any] = {name: partial(getattr(mixers, name), impl=impl) for name in operators}
-    with patch.multiple(mixers, **chosen):
+    operators = {
+        mixers: ("delta_rule", "linear_attention", "full_attention"),
+        sparse: ("full_attention", "lightning_index", "sparse_attention", "block_attention"),
+    }
+    with ExitStack() as stack:
+        for module, names in operators.items():
+            chosen: dict[str, Any] = {name: partial(getattr(module, name), impl=impl) for name in names}
+            stack.enter_context(patch.multiple(module, **chosen))
         yield
 
 
