@@ -14,20 +14,35 @@ size] are its C and B, v [B, T, heads, head dim] its input times the step dt [B,
 its gate.
 
 `full_attention` is softmax attention, `short_convolution` the few-token convolution in front of most recurrent layers.
+`sparse_attention` reads the keys that a list names, as `lightning_index` makes it (DSA), `block_attention` blocks of them
+(MoBA, NSA, MSA; `sparse/blocks.py` chooses them).
 Each family's `reference.py` is its definition, `chunked.py` the fast form in torch, "triton" that on a GPU (`fused.py`
 for both recurrences, `full/triton.py`); `impl=` picks one.
 """
 
+from importlib import import_module
+
+import torch
+
+from evalsuite_kernels.arguments import GLUON, INTERPRETED
 from evalsuite_kernels.conv import short_convolution
 from evalsuite_kernels.delta import delta_rule
 from evalsuite_kernels.full import full_attention
 from evalsuite_kernels.linear import lightning_slopes, linear_attention, retnet_slopes
+from evalsuite_kernels.sparse import block_attention, lightning_index, sparse_attention
 
 __all__ = [
+    "block_attention",
     "delta_rule",
     "full_attention",
+    "lightning_index",
     "lightning_slopes",
     "linear_attention",
     "retnet_slopes",
     "short_convolution",
+    "sparse_attention",
 ]
+
+if GLUON and not INTERPRETED and torch.version.cuda is not None:
+    for name in ("hopper_run", "fused", "full.hopper", "full.hopper_backward", "full.triton"):
+        import_module(f"evalsuite_kernels.{name}")  # a first call compiles, and should not wait for imports too
