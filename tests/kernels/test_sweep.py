@@ -201,3 +201,31 @@ def test_processes_of_a_section(tmp_path, monkeypatch, capsys):
     command.gather(report, "bitwise", 1, [*arguments, "--device", "nowhere"])
     assert [row["name"] for row in report.rows] == ["gdn ", "full "]
     assert report.rows[0]["error"].startswith("exit status")
+
+
+def sparse_rows(tmp_path):
+    command_line = ["--only", "sparse", "--tiny", "--device", "cpu", "--impl", "chunked", "--out", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["sweep", *command_line])
+        status = command.main()
+    rows = json.loads((tmp_path / "sparse.json").read_text())["rows"]
+    return status, {row["name"]: row for row in rows}
+
+
+def test_sparse_attention_is_proven(tmp_path):
+    status, rows = sparse_rows(tmp_path)
+    assert status == 0
+    assert len(rows) == 12
+    assert all(row.get("passed", row.get("equal")) for row in rows.values())
+
+
+@pytest.mark.parametrize(("fault", "seen"), [
+    (lambda values, seen, count: values.masked_fill(~seen, -1e9) >= values.masked_fill(~seen, -1e9)
+     .topk(min(count, values.shape[-1])).values[..., -1:], "choice"),  # all of those that are equal
+    (lambda values, seen, count: torch.ones_like(seen), "unchanged"),  # later keys too
+])  # fmt: skip
+def test_a_wrong_choice_is_noticed(tmp_path, monkeypatch, fault, seen):
+    monkeypatch.setattr("evalsuite_kernels.sparse.chunked.chosen", fault)
+    status, rows = sparse_rows(tmp_path)
+    assert status == 1
+    assert any(seen in name and not row.get("equal", False) for name, row in rows.items())

@@ -7,13 +7,19 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from evalsuite_kernels.sweep.common import OPERATORS, Report, Row, environment, machine
 
-SECTIONS = ("correctness", "bitwise", "sanitize", "speed", "decode", "start")
+SECTIONS = ("correctness", "bitwise", "sparse", "sanitize", "speed", "decode", "sparse-speed", "start")
+PROOFS = {"correctness": "exact", "bitwise": "exact", "sparse": "sparse"}  # and their modules
+TIMES = {
+    "speed": "speed", "decode": "steps", "sparse-speed": "sparse", "start": "start", "dispatch": "dispatch",
+    "tune": "tune",
+}  # fmt: skip
 TABLES = ("dispatch", "tune")  # print what is committed; only on request
 
 
@@ -31,7 +37,7 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     impl = args.impl or ("triton" if args.device == "cuda" else "chunked")
-    only = [name for name in args.only if args.device == "cuda" or name in {"correctness", "bitwise"}]
+    only = [name for name in args.only if args.device == "cuda" or name in PROOFS]
     torch.manual_seed(0)
     if set(only) - set(TABLES):  # a table says itself what it was measured on
         (args.out / "environment.json").write_text(json.dumps(environment(), indent=1))
@@ -42,40 +48,35 @@ def main() -> int:
         report.about = rates if name in {"speed", "decode"} else {}
         if name in TABLES:
             report.about = {"environment": environment()}
-        if name in {"correctness", "bitwise"}:
+        if name in {"correctness", "bitwise"} and args.jobs > 1:
+            gather(report, name, args.jobs, sys.argv[1:])
             from evalsuite_kernels.sweep import exact
 
-            if args.jobs > 1:
-                gather(report, name, args.jobs, sys.argv[1:])
-                passed &= exact.TABLES[name](report.rows)
-            else:
-                passed &= getattr(exact, name)(report, impl, args.device, args.tiny)
+            passed &= exact.TABLES[name](report.rows)
+        elif name in PROOFS:
+            module = import_module(f"evalsuite_kernels.sweep.{PROOFS[name]}")
+            passed &= getattr(module, name)(report, impl, args.device, args.tiny)
         elif name == "sanitize":
             from evalsuite_kernels.sweep import sanitize
 
             passed &= sanitize.sanitize(report)
-        elif name == "speed":
-            from evalsuite_kernels.sweep import speed
-
-            speed.speed(report, rates, {"bf16": torch.bfloat16, "fp32": torch.float32}[args.gate], args.tiny)
-            speed.figure(report.rows, rates, args.out / "roofline.png")
-        elif name == "decode":
-            from evalsuite_kernels.sweep import steps
-
-            steps.decode(report, rates, args.tiny)
-        elif name == "dispatch":
-            from evalsuite_kernels.sweep import dispatch
-
-            dispatch.dispatch(report, args.tiny)
-        elif name == "tune":
-            from evalsuite_kernels.sweep import tune
-
-            tune.tune(report)
         else:
-            from evalsuite_kernels.sweep import start
-
-            start.start(report)
+            measure(name, report, rates, args)
     return 0 if passed else 1
+
+
+def measure(name: str, report: Report, rates: Row, args: argparse.Namespace) -> None:
+    """Fill the report of a section that times something."""
+    module = import_module(f"evalsuite_kernels.sweep.{TIMES[name]}")
+    if name == "speed":
+        module.speed(report, rates, {"bf16": torch.bfloat16, "fp32": torch.float32}[args.gate], args.tiny)
+        module.figure(report.rows, rates, args.out / "roofline.png")
+    elif name == "decode":
+        module.decode(report, rates, args.tiny)
+    elif name == "dispatch":
+        module.dispatch(report, args.tiny)
+    else:
+        getattr(module, name.replace("-", "_"))(report)
 
 
 def gather(report: Report, section: str, jobs: int, arguments: list[str]) -> None:

@@ -1,0 +1,266 @@
+"""Sparse attention: choices against brute force, errors against fp64, bits that must not change, memory, and times
+beside our dense kernel and fla's NSA."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalsuite_kernels import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels.sweep.common import Report, Row, attend, brief, milliseconds, poisoned
+from evalsuite_kernels.sweep.exact import errors, gradients, limit_of, name_of, replays, same
+
+# T, query heads, key heads, K, V, tokens or blocks chosen, block size (0: tokens), lists ("shared", "key", "query")
+Case = tuple[int, int, int, int, int, int, int, str]
+TOKENS: list[Case] = [
+    (1, 4, 4, 128, 128, 8, 0, "shared"), (17, 6, 2, 64, 64, 8, 0, "shared"), (65, 16, 1, 128, 128, 16, 0, "shared"),
+    (1000, 32, 2, 128, 128, 64, 0, "shared"), (1000, 4, 4, 128, 96, 64, 0, "shared"),
+    (1000, 8, 2, 256, 256, 64, 0, "key"), (1000, 8, 2, 64, 64, 64, 0, "query"),
+    (4096, 16, 1, 128, 128, 256, 0, "shared"),
+]  # fmt: skip
+BLOCKS: list[Case] = [
+    (1, 4, 4, 128, 128, 2, 16, "key"), (65, 6, 2, 64, 64, 2, 16, "query"), (200, 16, 1, 128, 128, 4, 32, "shared"),
+    (1000, 32, 2, 128, 128, 8, 64, "key"), (1000, 8, 8, 128, 96, 4, 64, "query"), (1000, 4, 2, 256, 256, 4, 64, "key"),
+    (4096, 16, 1, 128, 128, 16, 64, "key"),
+]  # fmt: skip
+HQ, H, D = 32, 2, 128  # heads of the times: 16 queries for a key head
+HI, DI, TOPK = 4, 64, 2048
+BLOCK, CHOSEN = 64, 16
+LENGTHS = (32768, 131072)
+
+
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+def heads(
+    B: int, T: int, S: int, dtype: torch.dtype, device: str, sizes: tuple[int, int, int, int] = (HQ, H, D, D)
+) -> Three:
+    """q, k and v for as many heads of each, and their dims K and V."""
+    hq, h, K, V = sizes
+    q, k, v = (torch.randn(shape, device=device) for shape in ((B, T, hq, K), (B, S, h, K), (B, S, h, V)))
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def indexer(B: int, T: int, S: int, dtype: torch.dtype, device: str, whole: bool = False) -> Three:
+    """Queries, keys and weights; `whole` numbers, whose scores are exact in any order, with many equal ones."""
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.randint(-2, 3, shape, device=device) if whole else torch.randn(shape, device=device)).to(dtype)
+
+    return draw(B, T, HI, DI), draw(B, S, DI), draw(B, T, HI)
+
+
+def lists(case: Case, B: int, device: str) -> Tensor:
+    """Random lists of a case: of tokens, or of blocks, up to the query's own."""
+    T, hq, h, _, _, chosen, size, whose = case
+    shape = (B, T) if whose == "shared" else (B, T, h if whose == "key" else hq)
+    own = torch.arange(T, device=device) // max(size, 1)
+    own = own.view(1, T, *([1] * (len(shape) - 2)))
+    order = torch.rand(*shape, int(own.max()) + 1, device=device)
+    order = order.masked_fill(torch.arange(order.shape[-1], device=device) > own[..., None], -1.0)
+    found = order.topk(min(chosen, order.shape[-1]), dim=-1)
+    return torch.where(found.values >= 0, found.indices, -1).int()
+
+
+def reader(case: Case, listed: Tensor, impl: str) -> Callable[..., list[Tensor]]:
+    size = case[6]
+    if size:
+        return lambda q, k, v: [block_attention(q, k, v, listed, size, impl=impl)]
+    return lambda q, k, v: [sparse_attention(q, k, v, listed, impl=impl)]
+
+
+def exact(case: Case, dtype: torch.dtype, impl: str, device: str) -> Row:
+    """Output and gradients against the chunked form in fp64."""
+    T = case[0]
+    leaves = dict(zip("qkv", heads(2, T, T, dtype, device, (case[1], case[2], case[3], case[4])), strict=True))
+    listed = lists(case, 2, device)
+    towards = {"o": torch.randn(2, T, case[1], case[4], device=device).to(dtype)}
+    with poisoned():
+        got = gradients(reader(case, listed, impl), leaves, towards)
+    want = gradients(reader(case, listed, "chunked"), {n: x.double() for n, x in leaves.items()}, towards)
+    found, limit = errors(got, want), limit_of(dtype)
+    return {"errors": found, "limit": limit, "passed": all(e <= limit for e in found.values())}
+
+
+def choice(T: int, topk: int, dtype: torch.dtype, impl: str, device: str) -> Row:
+    """Of whole numbers, the very sets that a stable sort of fp64's scores gives, plateaus included."""
+    q, k, w = indexer(2, T, T, dtype, device, whole=True)
+    got = lightning_index(q, k, w, topk, impl=impl)
+    wrong = 0
+    for b in range(2):
+        for t in range(0, T, max(1, T // 64)):
+            x = (w[b, t].double() @ (q[b, t].double() @ k[b, : t + 1].double().T).relu()).sort(
+                descending=True, stable=True
+            )
+            want = x.indices[:topk].sort().values
+            row = got[b, t]
+            wrong += not torch.equal(row[row >= 0].long(), want)
+    return {"equal": wrong == 0, "unequal_rows": wrong}
+
+
+def everything(T: int, dtype: torch.dtype, impl: str, device: str) -> Row:
+    """A choice of all keys beside the full kernel."""
+    q, k, v = heads(1, T, T, dtype, device)
+    chosen = lightning_index(*indexer(1, T, T, dtype, device), T, impl=impl)
+    found = errors({"o": sparse_attention(q, k, v, chosen, impl=impl)}, {"o": attend(q, k, v, impl).double()})
+    return {"errors": found, "limit": limit_of(dtype), "passed": found["o"] <= limit_of(dtype)}
+
+
+def whole(x: dict[str, Tensor], impl: str, blocks: bool) -> list[Tensor]:
+    """The choice and what is read by it."""
+    q, k, v = x["q"], x["k"], x["v"]
+    chosen = lightning_index(x["iq"], x["ik"], x["w"], 40, impl=impl)
+    if blocks:
+        lists = torch.where(chosen[..., :4] >= 0, chosen[..., :4] // 16, -1)
+        kept = lists[..., :1] != lists  # each block once
+        lists = torch.cat([lists[..., :1], torch.where(kept[..., 1:2], lists[..., 1:2], -1)], -1)
+        return [chosen, block_attention(q, k, v, lists, 16, impl=impl)]
+    return [chosen, sparse_attention(q, k, v, chosen, impl=impl)]
+
+
+def unchanged(dtype: torch.dtype, impl: str, device: str, blocks: bool, T: int = 230) -> Row:
+    """Edited and cut-off later tokens, sequences alone and in a batch, prefill in pieces and decoding."""
+    names = ("q", "k", "v", "iq", "ik", "w")
+    x = dict(zip(names, [*heads(3, T, T, dtype, device), *indexer(3, T, T, dtype, device)], strict=True))
+    all_of = whole(x, impl, blocks)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for t in (1, 16, 40, 41, 64, 100, T - 1):
+        later = {n: torch.cat([y[:, :t], 0.3 * y[:, t:] - 0.01], 1) for n, y in x.items()}
+        early = {n: y[:, :t] for n, y in x.items()}
+        rest = {n: y if n in {"k", "v", "ik"} else y[:, t:] for n, y in x.items()}
+        for i, want in enumerate(all_of):
+            pairs[f"edited from {t}, {i}"] = whole(later, impl, blocks)[i][:, :t], want[:, :t]
+            cut, begin = whole(early, impl, blocks)[i], want[:, :t]
+            pairs[f"cut at {t}, {i}"] = cut, begin[..., : cut.shape[-1]]
+            pairs[f"continued at {t}, {i}"] = whole(rest, impl, blocks)[i], want[:, t:]
+    for b in range(3):
+        alone = whole({n: y[b : b + 1] for n, y in x.items()}, impl, blocks)
+        pairs |= {f"sequence {b}, {i}": (a[0], want[b]) for i, (a, want) in enumerate(zip(alone, all_of, strict=True))}
+    return same(pairs)
+
+
+def with_gradients(x: dict[str, Tensor], impl: str, blocks: bool) -> list[Tensor]:
+    leaves = {n: x[n].detach().requires_grad_() for n in "qkv"}
+    chosen, o = whole(x | leaves, impl, blocks)
+    return [chosen, o.detach(), *torch.autograd.grad(o, list(leaves.values()), o.detach().sin())]
+
+
+def sparse(report: Report, impl: str, device: str, tiny: bool) -> bool:
+    """Fill the report. True if all passed."""
+    for case in [*TOKENS, *BLOCKS]:
+        if tiny and case[0] > 65:
+            continue
+        for dtype in (torch.float32,) if tiny else (torch.bfloat16, torch.float32, torch.float16):
+            report.add(f"sparse {name_of(dtype)} {case}", partial(exact, case, dtype, impl, device))
+    dtype = torch.float32 if tiny else torch.bfloat16
+    for T, topk in ((65, 16), (300, 300)) if tiny else ((65, 16), (1000, 1000), (4096, 256), (20000, 2048)):
+        report.add(f"sparse choice T={T} topk={topk}", partial(choice, T, topk, dtype, impl, device))
+    report.add("sparse everything", partial(everything, 65 if tiny else 1000, dtype, impl, device))
+    names = ("q", "k", "v", "iq", "ik", "w")
+    for blocks in (False, True):
+        kind = "blocks" if blocks else "tokens"
+        report.add(f"sparse {kind} unchanged", partial(unchanged, dtype, impl, device, blocks, 70 if tiny else 230))
+        T = 70 if tiny else 230
+        x = dict(
+            zip(names, [*heads(2, T, T, dtype, device), *indexer(2, T, T, dtype, device, whole=True)], strict=True)
+        )
+        again = partial(replays, partial(with_gradients, x, impl, blocks), 3 if tiny else 1000)
+        report.add(f"sparse {kind} replays", again)
+    report.close()
+    return all(row.get("passed", row.get("equal", False)) for row in report.rows)
+
+
+def timed(calls: dict[str, Callable[[], Any]], about: Row, seconds: float = 0.4) -> list[Row]:
+    """A row for each call; "times_as_fast" is by how much it beats "dense", where there is one. What fails is told."""
+    rows: dict[str, Row] = {}
+    ready: dict[str, list[Callable[[], Any]]] = {}
+    for name, one in calls.items():
+        try:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            one()
+            torch.cuda.synchronize()
+            rows[name] = {"peak_bytes": torch.cuda.max_memory_allocated() - before}
+            ready[name] = [one]
+        except Exception as problem:
+            rows[name] = {"error": brief(problem)}
+    with torch.no_grad():
+        for name, times in milliseconds(ready, seconds).items():
+            rows[name] |= times
+    dense = rows.get("dense", {}).get("ms")
+    for name, row in rows.items():
+        row["impl"] = name
+        if dense and "ms" in row:
+            row["times_as_fast"] = dense / row["ms"]
+    return [about | row for row in rows.values()]
+
+
+def prefill(T: int) -> list[Row]:
+    q, k, v = heads(1, T, T, torch.bfloat16, "cuda")
+    x = indexer(1, T, T, torch.bfloat16, "cuda")
+    chosen = lightning_index(*x, TOPK)
+    calls = {
+        "dense": lambda: attend(q, k, v, "triton"),
+        "dsa": lambda: sparse_attention(q, k, v, lightning_index(*x, TOPK)),
+        "indexer": lambda: lightning_index(*x, TOPK),
+        "attention": lambda: sparse_attention(q, k, v, chosen),
+    }
+    return timed(calls, {"T": T, "HQ": HQ, "H": H, "D": D, "HI": HI, "DI": DI, "topk": TOPK})
+
+
+def decoding(S: int, B: int) -> list[Row]:
+    q, k, v = heads(B, 1, S, torch.bfloat16, "cuda")
+    x = indexer(B, 1, S, torch.bfloat16, "cuda")
+    chosen = lightning_index(*x, TOPK)
+    calls = {
+        "dense": lambda: attend(q, k, v, "triton"),
+        "dsa": lambda: sparse_attention(q, k, v, lightning_index(*x, TOPK)),
+        "indexer": lambda: lightning_index(*x, TOPK),
+        "attention": lambda: sparse_attention(q, k, v, chosen),
+    }
+    return timed(calls, {"S": S, "B": B, "HQ": HQ, "H": H, "D": D, "HI": HI, "DI": DI, "topk": TOPK})
+
+
+def blocked(T: int) -> list[Row]:
+    """The attention over a block list alone; the list is made beforehand."""
+    q, k, v = heads(1, T, T, torch.bfloat16, "cuda")
+    chosen = random_blocks(T)
+    calls: dict[str, Callable[[], Any]] = {
+        "dense": lambda: attend(q, k, v, "triton"),
+        "blocks": lambda: block_attention(q, k, v, chosen, BLOCK),
+    }
+    try:
+        nsa = import_module("fla.ops.nsa").parallel_nsa
+        listed = chosen.long().clamp(min=0)
+        calls["fla nsa, selected branch"] = lambda: nsa(
+            q, k, v, g_slc=torch.ones(1, T, HQ, device="cuda", dtype=q.dtype), block_indices=listed,
+            block_counts=CHOSEN, block_size=BLOCK,
+        )  # fmt: skip
+    except Exception as problem:
+        print(f"fla's NSA is left out: {brief(problem)}")
+    return timed(calls, {"T": T, "HQ": HQ, "H": H, "D": D, "block": BLOCK, "chosen": CHOSEN})
+
+
+def random_blocks(T: int) -> Tensor:
+    """Of each query its own block and others at random, one in each of as many equal stretches of its past; all that
+    there are where these are few."""
+    own = torch.arange(T, device="cuda")[None, :, None, None] // BLOCK
+    n = torch.arange(CHOSEN, device="cuda")
+    low, high = n * (own + 1) // CHOSEN, (n + 1) * (own + 1) // CHOSEN
+    drawn = low + torch.randint(0, 1 << 30, (1, T, H, CHOSEN), device="cuda") % (high - low).clamp(min=1)
+    drawn = torch.where(n == CHOSEN - 1, own, drawn)
+    return torch.where(own + 1 < CHOSEN, torch.where(n <= own, n, -1), drawn).int()
+
+
+def sparse_speed(report: Report) -> None:
+    """Fill the report with times; "peak_bytes" are beyond the inputs."""
+    for T in LENGTHS:
+        report.add(f"dsa prefill T{T}", partial(prefill, T))
+    for B in (1, 16):
+        report.add(f"dsa decode S131072 B{B}", partial(decoding, 131072, B))
+    for T in LENGTHS:
+        report.add(f"blocks T{T}", partial(blocked, T))
+    report.close()
