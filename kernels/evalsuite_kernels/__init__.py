@@ -14,7 +14,7 @@ size] are its C and B, v [B, T, heads, head dim] its input times the step dt [B,
 its gate.
 
 `full_attention` is softmax attention, `short_convolution` the few-token convolution in front of most recurrent layers.
-`sparse_attention` reads the keys that a list names, as `lightning_index` makes it (DSA), `block_attention` blocks of them
+`sparse_attention` reads the keys that a list names, as `lightning_index` makes it (DSA), `block_attention` whole blocks
 (MoBA, NSA, MSA; `sparse/blocks.py` chooses them).
 Each family's `reference.py` is its definition, `chunked.py` the fast form in torch, "triton" that on a GPU (`fused.py`
 for both recurrences, `full/triton.py`); `impl=` picks one.

@@ -23,9 +23,8 @@ def implementations(x: Tensor, widest: int = 0) -> dict[str, str]:
     if name == "triton":
         kinds = [kind for kind in dispatch.KINDS if dispatch.of_class(kind, x, widest, widest, "forward") == name]
         full = "; ".join([full, *(f"{kind}: {name}" for kind in sorted(kinds))])
-    made = {"full_attention": full, "linear_attention": name, "delta_rule": name}
-    plain = "short_convolution", "lightning_index", "sparse_attention", "block_attention"
-    return made | dict.fromkeys(plain, "chunked")
+    families = "linear_attention", "delta_rule", "lightning_index", "sparse_attention", "block_attention"
+    return {"full_attention": full, "short_convolution": "chunked"} | dict.fromkeys(families, name)
 
 
 def versions(x: Tensor) -> dict[str, str] | None:

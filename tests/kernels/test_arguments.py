@@ -88,6 +88,9 @@ def test_the_record_says_what_auto_takes(monkeypatch):
         "full_attention": "chunked; square: triton; window: triton",
         "linear_attention": "triton",
         "delta_rule": "triton",
+        "lightning_index": "triton",
+        "sparse_attention": "triton",
+        "block_attention": "triton",
         "short_convolution": "chunked",
     }
     assert record.implementations(OnGpu(), 48)["full_attention"] == "chunked; window: triton"

@@ -1,5 +1,7 @@
 """The public face of sparse attention."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from evalsuite_kernels.sparse import chunked, reference
 from evalsuite_kernels.sparse.places import places
 
 FORMS = {"reference": reference, "chunked": chunked}
+UNIT = 16  # tokens: what the kernels read blocks by
 
 
 def lightning_index(  # noqa: PLR0913 - as `full_attention`
@@ -35,7 +38,8 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
         topk: at least 1; where a query sees no more keys than that it reads them all.
         scale: of the scores, (HI * DI)^-0.5 if None; it does not change the choice if positive.
         cu_seqlens, cu_seqlens_k, key_lengths: bounds of packed sequences, or valid keys, as in `full_attention`.
-        impl: "auto", "reference" (key by key), "chunked" or "triton".
+        impl: "auto" ("triton" on a GPU where it can run, else "chunked"), "reference" (key by key), "chunked" or
+            "triton", which computes 16-bit inputs on tensor cores.
 
     Returns:
         int32 [B, T, min(topk, S)]: positions in the query's own sequence, ascending, then -1.
@@ -51,11 +55,11 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
         raise ValueError(f"topk must be at least 1, not {topk}")
     scale = (HI * DI) ** -0.5 if scale is None else scale
     where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
-    name = _runs(impl, q, k, weights, widest=DI)
-    note("lightning_index", name)
-    dtype = compute_dtype(q, k, weights)
+    name = choose(impl, q, k, weights, widest=DI)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return FORMS[name].index(q.to(dtype), k.to(dtype), weights.to(dtype), topk, scale, where)
+        # the kernels take weights of any dtype
+        x, y, w = (*_alike(name, q, k), weights) if name == "triton" else _alike(name, q, k, weights)
+        return _form(name, "lightning_index").index(x, y, w, topk, scale, where)
 
 
 def sparse_attention(
@@ -90,17 +94,16 @@ def sparse_attention(
             that cannot run here.
     """
     _check(q, k, v, indices, "indices")
-    if not indices.is_cuda and indices.numel() and not -1 <= int(indices.min()) <= int(indices.max()) < k.shape[1]:
+    known = not indices.is_cuda and not torch.compiler.is_compiling() and indices.numel()
+    if known and not -1 <= int(indices.min()) <= int(indices.max()) < k.shape[1]:
         raise ValueError(f"indices must lie in -1 .. {k.shape[1] - 1}; they span {indices.min()} .. {indices.max()}")
     where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, None)
     lists = indices if indices.dim() == 4 else indices[:, :, None]
-    name = _runs(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
-    note("sparse_attention", name)
-    dtype = compute_dtype(q, k, v)
+    name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
-        x, y, z = (t.to(dtype) for t in (q, k, v))
-        return FORMS[name].attend(x, y, z, lists, scale, where).to(q.dtype)
+        x, y, z = _alike(name, q, k, v)
+        return _form(name, "sparse_attention").attend(x, y, z, lists, scale, where).to(q.dtype)
 
 
 def block_attention(  # noqa: PLR0913 - as `full_attention`
@@ -123,7 +126,7 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
         q, k, v: as in `sparse_attention`.
         blocks: int32 or int64 [B, T, N] or [B, T, G, N], as indices there; block n holds the positions n * block_size
             to (n + 1) * block_size - 1 of the query's own sequence, of which a query reads those up to its own.
-        block_size: tokens.
+        block_size: tokens; "triton" takes multiples of 16, and "auto" takes "chunked" for others.
         scale, cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
         impl: as in `lightning_index`.
 
@@ -138,25 +141,47 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
         raise ValueError(f"block_size must be at least 1, not {block_size}")
     where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
     lists = blocks if blocks.dim() == 4 else blocks[:, :, None]
-    name = _runs(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
-    note("block_attention", name)
-    dtype = compute_dtype(q, k, v)
+    name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
+    if name == "triton" and block_size % UNIT:
+        if impl == "triton":
+            raise ValueError(
+                f"impl='triton' cannot run here: block_size must be a multiple of {UNIT}, not {block_size}; "
+                "use impl='auto' or 'chunked'"
+            )
+        name = "chunked"
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    within = torch.arange(block_size, device=q.device)
-    position = (lists.long() * block_size)[..., None] + within
-    seen = (lists >= 0)[..., None] & (position <= where.position[..., None, None, None])
-    indices = torch.where(seen, position, -1).flatten(3)
     with torch.autocast(q.device.type, enabled=False):
-        x, y, z = (t.to(dtype) for t in (q, k, v))
-        return FORMS[name].attend(x, y, z, indices, scale, where).to(q.dtype)
+        x, y, z = _alike(name, q, k, v)
+        form = _form(name, "block_attention")
+        if name == "triton":
+            return form.attend_blocks(x, y, z, lists, block_size, scale, where).to(q.dtype)
+        return form.attend(x, y, z, _tokens(lists, block_size, where.position), scale, where).to(q.dtype)
 
 
-def _runs(impl: str, *tensors: Tensor, widest: int) -> str:
-    """The implementation that runs: there are no kernels of this family on a GPU yet."""
-    name = choose("chunked" if impl == "auto" else impl, *tensors, widest=widest)
+def _tokens(blocks: Tensor, block_size: int, position: Tensor) -> Tensor:
+    """The tokens up to a query's own [B, T] that its lists of blocks [B, T, G, N] name: [B, T, G, N * block_size]."""
+    within = torch.arange(block_size, device=blocks.device)
+    tokens = (blocks.long() * block_size)[..., None] + within
+    seen = (blocks >= 0)[..., None] & (tokens <= position[..., None, None, None])
+    return torch.where(seen, tokens, -1).flatten(3)
+
+
+def _form(name: str, operator: str) -> ModuleType:
+    """The module of an implementation; it is told who runs, but of kernels, which tell of themselves."""
     if name == "triton":
-        raise ValueError("impl='triton' cannot run here: sparse attention has no such kernel yet; use 'chunked'")
-    return name
+        from evalsuite_kernels.sparse import triton
+
+        return triton
+    note(operator, name)
+    return FORMS[name]
+
+
+def _alike(name: str, *tensors: Tensor) -> list[Tensor]:
+    """In the dtype that they are computed in: kernels take 16 bits where all tensors have the same ones."""
+    first = tensors[0].dtype
+    alike = name == "triton" and first.itemsize == 2 and all(x.dtype == first for x in tensors)
+    dtype = first if alike else compute_dtype(*tensors)
+    return [x.to(dtype) for x in tensors]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, name: str) -> None:

@@ -37,6 +37,18 @@ for options in ({}, {"window": 40}):
 with torch.no_grad():
     attend(q[:, -1:], k, v, "triton")
 """
+SPARSE = """
+from evalsuite_kernels.sparse import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels.sweep.sparse import heads, indexer
+q, k, v = (x.requires_grad_() for x in heads(1, 130, 130, torch.bfloat16, "cuda", (4, 2, 128, 128)))
+chosen = lightning_index(*indexer(1, 130, 130, torch.bfloat16, "cuda"), 20, impl="triton")
+blocks = torch.arange(130, device="cuda")[None, :, None] // 16 - torch.arange(3, device="cuda")
+for o in (
+    sparse_attention(q, k, v, chosen, impl="triton"),
+    block_attention(q, k, v, blocks.clamp(min=-1), 16, impl="triton"),
+):
+    torch.autograd.grad(o, (q, k, v), torch.randn_like(o))
+"""
 CONTROL = "from evalsuite_kernels.sweep.control import run; run(op == 'control, meeting')\n"
 REPORT = re.compile(r"Error: |Warning: |and .* access at ")
 STARTS = re.compile(r"^def |^ +gl\.warp_specialize\(")
@@ -49,7 +61,7 @@ def checked(op: str, tool: str, program: str = "compute-sanitizer") -> Row:
     Without the tool's summary the row is an error, never a pass.
     """
     code = "import sys, torch\nop = sys.argv[1]\ntorch.manual_seed(0)\n"
-    code += FULL if op == "full" else CONTROL if op in CONTROLS else RECURRENT
+    code += CONTROL if op in CONTROLS else {"full": FULL, "sparse": SPARSE}.get(op, RECURRENT)
     code += "torch.cuda.synchronize()\nprint('all calls returned')\n"
     command = [program, "--tool", tool, sys.executable, "-c", code, op]
     try:
@@ -93,7 +105,7 @@ def sanitize(report: Report) -> bool:
     if shutil.which("compute-sanitizer") is None:
         print("sanitize left out: compute-sanitizer is not installed; it comes with the CUDA toolkit")
         return False
-    names = {f"{op} {tool}": (op, tool) for tool in TOOLS for op in (*CONTROLS, *OPERATORS, "full")}
+    names = {f"{op} {tool}": (op, tool) for tool in TOOLS for op in (*CONTROLS, *OPERATORS, "full", "sparse")}
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         rows = {name: pool.submit(checked, *each) for name, each in names.items() if report.wants(name)}
         for name, row in rows.items():

@@ -1,0 +1,108 @@
+"""The forward kernel of attention over lists: a program reads one list for the query heads that share it."""
+
+import triton
+import triton.language as tl
+
+from evalsuite_kernels.full.tiles import widen
+
+
+@triton.jit
+def place(pid, tiles, lists, T, heads, BLOCK_M: tl.constexpr):
+    """What a program takes: batch and token (int64), list, and query heads [BLOCK_M], -1 where there is none.
+
+    `heads` query heads read each of a token's `lists`; `tiles` programs share them. A token's programs are neighbours,
+    and so are tokens, whose lists mostly name the same keys.
+    """
+    tile = pid % tiles
+    own = pid // tiles % lists
+    token = pid // (tiles * lists)
+    b = token // T
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    head = tl.where(row < heads, own * heads + row, -1)
+    return tl.cast(b, tl.int64), tl.cast(token - b * T, tl.int64), own, head
+
+
+@triton.jit
+def load_rows(ptr, at, there, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr):
+    """[rows, BD] from `at` [rows] on (int64), 0 where nothing is there and from column D on."""
+    cols = tl.arange(0, BD)[None, :]
+    if D == BD:
+        return widen(tl.load(ptr + at[:, None] + cols, mask=there[:, None], other=0.0), WIDE)
+    else:
+        return widen(tl.load(ptr + at[:, None] + cols, mask=there[:, None] & (cols < D), other=0.0), WIDE)
+
+
+@triton.jit
+def length(entries, N, TILE: tl.constexpr):
+    """One more than the place of the last of N entries that names something; what comes after it costs nothing."""
+    last = tl.zeros([TILE], tl.int32)
+    for at in range(0, N, TILE):
+        each = at + tl.arange(0, TILE)
+        last = tl.maximum(last, tl.where(tl.load(entries + each, mask=each < N, other=-1) >= 0, each + 1, 0))
+    return tl.max(last, 0)
+
+
+@triton.jit
+def listed(entries, at, end, first, position, S, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows of the keys at .. at + BLOCK_N - 1 of a list (int64 [BLOCK_N]), and which of them are read.
+
+    With BLOCK an entry names so many keys, of which those up to `position` are read; BLOCK_N divides BLOCK.
+    """
+    if BLOCK:
+        key = tl.load(entries + at // BLOCK).to(tl.int64) * BLOCK + at % BLOCK + tl.arange(0, BLOCK_N)
+        read = (key >= 0) & (key <= position)
+    else:
+        each = at + tl.arange(0, BLOCK_N)
+        key = tl.load(entries + each, mask=each < end, other=-1).to(tl.int64)
+        read = key >= 0
+    return first + key, read & (first + key < S)
+
+
+@triton.jit(do_not_specialize=["T", "S", "HQ", "heads", "G", "lists", "share", "N", "tiles"])
+def forward(
+    q, k, v, entries, first, position, o, lse, scale, T, S, HQ, heads, G, lists, share, N, tiles,
+    sqb, sqt, sqh, skb, skt, skh, svb, svt, svh,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """o [B, T, HQ, V], and the logits' log2-sum-exp2 [B, HQ, T], inf where nothing is read.
+
+    entries [B, T, G, N]; a token's `lists` are as many as the sets of `heads` query heads that share both a list of
+    entries and a key head, `share` of which share the key head. scale is in base 2.
+    """
+    b, t, own, head = place(tl.program_id(0), tiles, lists, T, heads, BLOCK_M)
+    real = head >= 0
+    head = tl.maximum(head, 0)
+    begin = tl.load(first + b * T + t).to(tl.int64)
+    mine = tl.load(position + b * T + t).to(tl.int64)
+    entries += ((b * T + t) * G + own // (lists // G)) * N
+    x = load_rows(q, b * sqb + t * sqt + head * sqh, real, K, BK, WIDE)
+    k += b * skb + (own // share) * skh
+    v += b * svb + (own // share) * svh
+    acc = tl.zeros([BLOCK_M, BV], tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    end = length(entries, N, 256)
+    stop = end
+    if BLOCK:
+        stop = end * BLOCK
+    for at in range(0, stop, BLOCK_N):
+        row, read = listed(entries, at, end, begin, mine, S, BLOCK, BLOCK_N)
+        y = load_rows(k, row * skt, read, K, BK, WIDE)
+        s = tl.dot(x, tl.trans(y), input_precision="ieee") * scale
+        s = tl.where(read[None, :], s, float("-inf"))
+        higher = tl.maximum(top, tl.max(s, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp2(s - base[:, None])
+        decay = tl.exp2(top - base)
+        z = load_rows(v, row * svt, read, V, BV, WIDE)
+        acc = tl.dot(p.to(z.dtype), z, acc * decay[:, None], input_precision="ieee")
+        total = total * decay + tl.sum(p, 1)
+        top = higher
+    blind = total == 0.0
+    total = tl.where(blind, 1.0, total)
+    cols = tl.arange(0, BV)[None, :]
+    at_o = ((b * T + t) * HQ + head) * V
+    out = (acc / total[:, None]).to(o.dtype.element_ty)
+    tl.store(o + at_o[:, None] + cols, out, mask=real[:, None] & (cols < V))
+    tl.store(lse + (b * HQ + head) * T + t, tl.where(blind, float("inf"), top + tl.log2(total)), mask=real)
