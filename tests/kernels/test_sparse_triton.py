@@ -48,21 +48,43 @@ def agree(attention, q, k, v, *lists, relative=None, **options):
     return o, got
 
 
+@pytest.mark.parametrize("few", [0, 16])
 @pytest.mark.parametrize(("HQ", "H", "G"), LISTS)
-def test_lists_of_tokens(HQ, H, G):
+def test_lists_of_tokens(HQ, H, G, few, monkeypatch):
+    monkeypatch.setattr(kernels, "DECODE", few)
     lists = drawn(7, 9, G, B=2, of=11)
     lists[:, 3] = -1
     o, _ = agree(sparse_attention, *make(7, 11, HQ, H, B=2), lists)
     assert (o[:, 3] == 0).all()
 
 
+@pytest.mark.parametrize("few", [0, 16])
 @pytest.mark.parametrize(("HQ", "H", "G"), LISTS)
-def test_lists_of_blocks(HQ, H, G):
+def test_lists_of_blocks(HQ, H, G, few, monkeypatch):
     """Some begin after the query; the last one is cut short."""
+    monkeypatch.setattr(kernels, "DECODE", few)
     lists = drawn(7, 3, G, B=2, of=4)
     lists[:, 3] = -1
     o, _ = agree(block_attention, *make(7, 55, HQ, H, B=2), lists, 16)
     assert (o[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("size", [0, 16, 48])
+def test_few_queries_read_their_lists_in_parts(size, monkeypatch):
+    """Lists of several parts, one without any key, and one whose last parts have none."""
+    monkeypatch.setattr(kernels, "SPLIT", 128)
+    S, N = (400, 300) if not size else (8 * size, 6)
+    q, k, v = make(3, S, 4, 2)
+    lists = drawn(3, N, 2, of=S // max(size, 1), holes=False)
+    lists[:, 1] = -1
+    lists[:, 2, :, N // 3 :] = -1
+    read = sparse_attention if not size else block_attention
+    options = (lists,) if not size else (lists, size)
+    o, _ = agree(read, q, k, v, *options)
+    assert (o[:, 1] == 0).all()
+    with torch.no_grad():
+        twice = read(*(x.repeat(2, 1, 1, 1) for x in (q, k, v, lists)), *options[1:], impl="triton")
+    assert torch.equal(twice[1:], o)
 
 
 @pytest.mark.parametrize("size", [16, 48, 64, 256])
@@ -229,12 +251,65 @@ def test_order_of_numbers():
     place = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE), torch.full((1, 1), 9, device=DEVICE)
     for order in (list(range(10)), list(range(9, -1, -1)), [3, 9, 0, 5, 4, 8, 1, 2, 6, 7]):
         for count in range(1, 10):
-            found = torch.empty(1, 1, count, dtype=torch.int32, device=DEVICE)
-            kernels.select.choose[(1,)](x[order], *place, found, 0, 1, 1, 10, count, TILE=16)
-            assert set(found[0, 0].tolist()) == set(
-                x[order].sort(descending=True, stable=True).indices[:count].tolist()
-            )
-            assert found[0, 0].tolist() == found[0, 0].sort().values.tolist()
+            want = x[order].sort(descending=True, stable=True).indices[:count].sort().values
+            assert chosen(x[order], *place, count) == want.tolist()
+
+
+def chosen(scores, first, position, topk):
+    """Of the scores [S] of one query."""
+    found = torch.empty(1, 1, topk, dtype=torch.int32, device=DEVICE)
+    launches, S = kernels.Launches(), len(scores)
+    kernels.sift(launches, kernels.Sieve.of(1, S, found), 1, (scores, first, position), found, (0, 1, 1, S))
+    launches.run(("chosen", S, topk), found.device)
+    return found[0, 0].tolist()
+
+
+def sampled(S, COUNT=16, RUN=4):
+    """Where `sample` looks."""
+    return [i // RUN * S // (COUNT // RUN) + i % RUN for i in range(COUNT)]
+
+
+@pytest.mark.parametrize("few", [0, 512])
+@pytest.mark.parametrize("kind", ["random", "equal", "few values", "rising", "seen high", "seen low", "infinite"])
+def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
+    """Right, misled either way, or by a plateau that holds all that could be kept."""
+    for name, value in {"SAMPLE": (16, 4), "FEW": few, "PART": 64, "CHOOSE": (32, 4)}.items():
+        monkeypatch.setattr(kernels, name, value)
+    S = 300
+    x = torch.randn(S, device=DEVICE)
+    if kind == "equal":
+        x = torch.zeros_like(x)
+    elif kind == "few values":
+        x = x.round()
+    elif kind == "rising":
+        x = x.sort().values
+    elif kind == "infinite":
+        x[::3], x[1::3] = torch.inf, -torch.inf
+    elif kind != "random":
+        x[sampled(S)] += 100 if kind == "seen high" else -100
+    place = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE), torch.full((1, 1), S - 1, device=DEVICE)
+    for topk in (1, 5, 60, 250, 299, 300):
+        want = x.sort(descending=True, stable=True).indices[:topk].sort().values
+        assert chosen(x, *place, topk) == want.tolist(), (kind, topk)
+
+
+def test_both_ways_to_choose_are_taken(monkeypatch):
+    """By what the sample lets through, and by all where that misled: not one of them always."""
+    for name, value in {"SAMPLE": (16, 4), "PART": 64, "CHOOSE": (32, 4)}.items():
+        monkeypatch.setattr(kernels, name, value)
+    S, reached = 300, {}
+    place = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE), torch.full((1, 1), S - 1, device=DEVICE)
+    for kind, shift in (("random", 0.0), ("seen high", 100.0)):
+        x = torch.randn(S, device=DEVICE)
+        x[sampled(S)] += shift
+        found = torch.empty(1, 1, 40, dtype=torch.int32, device=DEVICE)
+        launches, sieve = kernels.Launches(), kernels.Sieve.of(1, S, found)
+        kernels.sift(launches, sieve, 1, (x, *place), found, (0, 1, 1, S))
+        launches.run(("both", kind), found.device)
+        reached[kind] = int(sieve.sizes[0, :, 1].sum())
+        assert (sieve.sizes[0, :, 0] >= 0).all()
+    assert 40 <= reached["random"] < S
+    assert reached["seen high"] < 40
 
 
 def test_packed_padded_and_cached_sequences_choose_for_themselves(monkeypatch):
@@ -327,5 +402,5 @@ def test_every_launch_compiles(K, dtype, tmp_path):
     """For Hopper without one, as it is called, within its shared memory."""
     T = 4096 if K == 128 else 256
     shared = printed(COMPILE, tmp_path, T, 32, 2, K, min(T, 2048), 64, dtype)
-    assert len(shared) == 8
+    assert len(shared) == 10
     assert max(shared) <= 227 << 10

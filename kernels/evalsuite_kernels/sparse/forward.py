@@ -58,19 +58,23 @@ def listed(entries, at, end, first, position, S, BLOCK: tl.constexpr, BLOCK_N: t
     return first + key, read & (first + key < S)
 
 
-@triton.jit(do_not_specialize=["T", "S", "HQ", "heads", "G", "lists", "share", "N", "tiles"])
+@triton.jit(do_not_specialize=["T", "S", "HQ", "heads", "G", "lists", "share", "N", "tiles", "splits"])
 def forward(
-    q, k, v, entries, first, position, o, lse, scale, T, S, HQ, heads, G, lists, share, N, tiles,
+    q, k, v, entries, first, position, o, lse, part, tops, totals, scale,
+    T, S, HQ, heads, G, lists, share, N, tiles, splits,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """o [B, T, HQ, V], and the logits' log2-sum-exp2 [B, HQ, T], inf where nothing is read.
+    """o [B, T, HQ, V], and the logits' log2-sum-exp2 [B, HQ, T], inf where nothing is read. With SPLIT, a multiple of
+    BLOCK_N, a program reads so many keys of a list, for `full.decode.merge`: part [B, lists, splits, T * heads, V], and
+    the largest logit and the sum of each.
 
     entries [B, T, G, N]; a token's `lists` are as many as the sets of `heads` query heads that share both a list of
     entries and a key head, `share` of which share the key head. scale is in base 2.
     """
-    b, t, own, head = place(tl.program_id(0), tiles, lists, T, heads, BLOCK_M)
+    b, t, own, head = place(tl.program_id(0) // splits, tiles, lists, T, heads, BLOCK_M)
+    split = tl.program_id(0) % splits
     real = head >= 0
     head = tl.maximum(head, 0)
     begin = tl.load(first + b * T + t).to(tl.int64)
@@ -86,7 +90,11 @@ def forward(
     stop = end
     if BLOCK:
         stop = end * BLOCK
-    for at in range(0, stop, BLOCK_N):
+    start = stop * 0
+    if SPLIT:
+        start = split * SPLIT
+        stop = tl.minimum(stop, start + SPLIT)
+    for at in range(start, stop, BLOCK_N):
         row, read = listed(entries, at, end, begin, mine, S, BLOCK, BLOCK_N)
         y = load_rows(k, row * skt, read, K, BK, WIDE)
         s = tl.dot(x, tl.trans(y), input_precision="ieee") * scale
@@ -99,9 +107,15 @@ def forward(
         acc = tl.dot(p.to(z.dtype), z, acc * decay[:, None], input_precision="ieee")
         total = total * decay + tl.sum(p, 1)
         top = higher
+    cols = tl.arange(0, BV)[None, :]
+    if SPLIT:
+        at = ((b * lists + own) * splits + split) * (T * heads) + t * heads + head - own * heads
+        tl.store(part + at[:, None] * V + cols, acc, mask=real[:, None] & (cols < V))
+        tl.store(tops + at, top, mask=real)
+        tl.store(totals + at, total, mask=real)
+        return
     blind = total == 0.0
     total = tl.where(blind, 1.0, total)
-    cols = tl.arange(0, BV)[None, :]
     at_o = ((b * T + t) * HQ + head) * V
     out = (acc / total[:, None]).to(o.dtype.element_ty)
     tl.store(o + at_o[:, None] + cols, out, mask=real[:, None] & (cols < V))

@@ -58,54 +58,175 @@ def ordered(x):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
-def choose(scores, first, position, found, start, stop, T, S, topk, TILE: tl.constexpr):
-    """found [B, T, topk] of the queries start .. stop - 1: the positions of the topk largest scores that each sees, of
-    equal ones the earliest, ascending, then -1.
+@triton.jit
+def _seen(first, position, at, S):
+    """How many keys a query sees."""
+    return tl.maximum(tl.minimum(tl.load(position + at) + 1, S - tl.load(first + at)), 0).to(tl.int32)
 
-    The least number that is taken is found byte by byte, from how many numbers have which byte.
-    """
+
+@triton.jit
+def _digit(x, least, i: tl.constexpr):
+    """The byte of x that pass i looks at, as 0 .. 255 in order, and whether those before it are those of `least`."""
+    if i == 0:
+        return (x >> 24) + 128, (x & 0) == 0
+    else:
+        return (x >> (24 - 8 * i)) & 255, (x >> (32 - 8 * i)) == least
+
+
+@triton.jit
+def _next(hist, least, wanted, i: tl.constexpr):
+    """One more byte of the wanted-th largest number, from how many numbers have which byte; and which of those with
+    this byte it is."""
+    from_here = tl.sum(hist, 0) - tl.cumsum(hist, 0) + hist  # numbers with this byte or a larger one
+    byte = tl.sum((from_here >= wanted).to(tl.int32), 0) - 1
+    wanted -= tl.max(tl.where(tl.arange(0, 256) > byte, from_here, 0), 0)
+    return byte - 128 if i == 0 else least * 256 + byte, wanted
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
+def sample(
+    scores, first, position, low, start, stop, T, S, topk, COUNT: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """low [B, stop - start] (as `ordered`): of each query a number that, as COUNT of its scores tell, a fourth more
+    than topk reach; the lowest of all where it sees few keys."""
     pid = tl.program_id(0)
     b = tl.cast(pid // (stop - start), tl.int64)
-    t = start + pid % (stop - start)
-    scores += tl.cast(pid, tl.int64) * S
-    found += (b * T + t) * topk
-    begin = tl.load(first + b * T + t)
-    count = tl.maximum(tl.minimum(tl.load(position + b * T + t) + 1, S - begin), 0).to(tl.int32)
-    wanted = tl.minimum(topk, count)
-    some = tl.where(count > topk, count, 0)  # where all are taken, nothing is to be found
-    byte = tl.arange(0, 256)
-    least = wanted * 0
-    for i in tl.static_range(4):
-        hist = tl.zeros([256], tl.int32)
-        for at in range(0, some, TILE):
-            column = at + tl.arange(0, TILE)
-            there = column < some
-            x = ordered(tl.load(scores + column, mask=there, other=0.0))
-            if i == 0:
-                digit = (x >> 24) + 128
-            else:
-                digit = (x >> (24 - 8 * i)) & 255
-                there = there & ((x >> (32 - 8 * i)) == least)
-            hist += tl.histogram(digit, 256, mask=there)
-        from_here = tl.sum(hist, 0) - tl.cumsum(hist, 0) + hist  # numbers with this byte or a larger one
-        chosen = tl.sum((from_here >= wanted).to(tl.int32), 0) - 1
-        least = chosen - 128 if i == 0 else least * 256 + chosen
-        wanted -= tl.max(tl.where(byte > chosen, from_here, 0), 0)
-    least = tl.where(some > 0, least, -2147483648)
-    ties = tl.where(some > 0, wanted, count)
-    taken = count * 0
+    count = _seen(first, position, b * T + start + pid % (stop - start), S)
+    least = count * 0 + -2147483648
+    if count > 2 * COUNT:
+        least = count * 0
+        each = tl.arange(0, COUNT)
+        column = tl.cast(each // RUN, tl.int64) * count // (COUNT // RUN) + each % RUN
+        x = ordered(tl.load(scores + tl.cast(pid, tl.int64) * S + column))
+        expected = topk.to(tl.float32) * COUNT / count
+        wanted = tl.minimum(1.25 * expected + 4.0 * tl.sqrt(expected) + 4.0, COUNT * 1.0).to(tl.int32)
+        for i in tl.static_range(4):
+            digit, there = _digit(x, least, i)
+            least, wanted = _next(tl.histogram(digit, 256, mask=there), least, wanted, i)
+    tl.store(low + pid, least)
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
+def collect(
+    scores, first, position, low, values, places, sizes, start, stop, T, S, topk, parts,
+    PART: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Of each part of PART keys what may be chosen, in order: values (as `ordered`) and places [.., parts, CAP], and
+    sizes [.., parts, 2]: how many there are, -1 where they do not fit, and how many keys reach `low`.
+
+    Of those that only just reach it the first topk are enough.
+    """
+    pid = tl.program_id(0)
+    row = pid // parts
+    part = pid - row * parts
+    b = tl.cast(row // (stop - start), tl.int64)
+    count = _seen(first, position, b * T + start + row % (stop - start), S)
+    least = tl.load(low + row)
+    scores += tl.cast(row, tl.int64) * S
+    values += tl.cast(pid, tl.int64) * CAP
+    places += tl.cast(pid, tl.int64) * CAP
+    kept = count * 0
     tied = count * 0
-    for at in range(0, count, TILE):
+    reach = count * 0
+    for at in range(part * PART, tl.minimum((part + 1) * PART, count), TILE):
         column = at + tl.arange(0, TILE)
         there = column < count
         x = ordered(tl.load(scores + column, mask=there, other=0.0))
         same = (there & (x == least)).to(tl.int32)
-        take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= ties)))
+        take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= topk)))
         one = take.to(tl.int32)
-        tl.store(found + taken + tl.cumsum(one, 0) - 1, column, mask=take)
-        taken += tl.sum(one, 0)
+        slot = kept + tl.cumsum(one, 0) - 1
+        tl.store(values + slot, x, mask=take & (slot < CAP))
+        tl.store(places + slot, column, mask=take & (slot < CAP))
+        kept += tl.sum(one, 0)
         tied += tl.sum(same, 0)
-    for at in range(0, topk, TILE):
-        column = at + tl.arange(0, TILE)
+        reach += tl.sum((there & (x >= least)).to(tl.int32), 0)
+    tl.store(sizes + 2 * pid, tl.where(kept <= CAP, kept, -1))
+    tl.store(sizes + 2 * pid + 1, reach)
+
+
+@triton.jit
+def _entries(scores, values, places, at, n, TILE: tl.constexpr, DIRECT: tl.constexpr):
+    """A tile of numbers, their positions, and which of them are there."""
+    each = at + tl.arange(0, TILE)
+    there = each < n
+    if DIRECT:
+        return ordered(tl.load(scores + each, mask=there, other=0.0)), each, there
+    else:
+        return tl.load(values + each, mask=there, other=0), tl.load(places + each, mask=there, other=0), there
+
+
+@triton.jit
+def _pick(
+    scores, values, places, sizes, found, count, parts, topk,
+    CAP: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
+):  # fmt: skip
+    """The positions of the topk largest numbers, of equal ones the first, ascending; returns how many there are.
+
+    With DIRECT of `count` scores, else of what `collect` kept of each part. The least number that is taken is found
+    byte by byte, from how many numbers have which byte.
+    """
+    wanted = tl.minimum(topk, count)
+    least = wanted * 0
+    for i in tl.static_range(4):
+        hist = tl.zeros([256], tl.int32)
+        for part in range(parts):
+            n = count if DIRECT else tl.load(sizes + 2 * part)
+            for at in range(0, n, TILE):
+                x, _, there = _entries(scores, values + part * CAP, places + part * CAP, at, n, TILE, DIRECT)
+                digit, alike = _digit(x, least, i)
+                hist += tl.histogram(digit, 256, mask=there & alike)
+        least, wanted = _next(hist, least, wanted, i)
+    taken = count * 0
+    tied = count * 0
+    for part in range(parts):
+        n = count if DIRECT else tl.load(sizes + 2 * part)
+        for at in range(0, n, TILE):
+            x, column, there = _entries(scores, values + part * CAP, places + part * CAP, at, n, TILE, DIRECT)
+            same = (there & (x == least)).to(tl.int32)
+            take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= wanted)))
+            one = take.to(tl.int32)
+            tl.store(found + taken + tl.cumsum(one, 0) - 1, column, mask=take)
+            taken += tl.sum(one, 0)
+            tied += tl.sum(same, 0)
+    return taken
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
+def choose(
+    scores, first, position, values, places, sizes, found, start, stop, T, S, topk, parts,
+    CAP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """found [B, T, topk] of the queries start .. stop - 1: the positions of the topk largest scores that each sees, of
+    equal ones the earliest, ascending, then -1.
+
+    By what `collect` kept where that holds them all, which it nearly always does; else by all scores. Which of both
+    changes no bit.
+    """
+    pid = tl.program_id(0)
+    b = tl.cast(pid // (stop - start), tl.int64)
+    at = b * T + start + pid % (stop - start)
+    scores += tl.cast(pid, tl.int64) * S
+    row = tl.cast(pid, tl.int64) * parts
+    found += at * topk
+    count = _seen(first, position, at, S)
+    reach = count * 0
+    fits = count >= 0
+    for part in range(parts):
+        reach += tl.load(sizes + 2 * (row + part) + 1)
+        fits = fits & (tl.load(sizes + 2 * (row + part)) >= 0)
+    values += row * CAP
+    places += row * CAP
+    sizes += 2 * row
+    taken = tl.minimum(count, topk)
+    if count <= topk:
+        for each in range(0, count, TILE):
+            column = each + tl.arange(0, TILE)
+            tl.store(found + column, column, mask=column < count)
+    elif fits & (reach >= topk):
+        taken = _pick(scores, values, places, sizes, found, count, parts, topk, CAP, TILE, False)
+    else:
+        taken = _pick(scores, values, places, sizes, found, count, 1, topk, CAP, TILE, True)
+    for each in range(0, topk, TILE):
+        column = each + tl.arange(0, TILE)
         tl.store(found + column, tl.full([TILE], -1, tl.int32), mask=(column >= taken) & (column < topk))

@@ -1,18 +1,20 @@
-"""Sparse attention in Triton: the indexer's choice in two launches for each block of queries, and attention over lists
+"""Sparse attention in Triton: the indexer's choice in four launches for each block of queries, and attention over lists
 of tokens or of blocks, forward and backward, one list a program.
 
 A query's bits depend on its own list and keys alone: tiles follow the list, or stand at fixed positions of the
-sequence. Sums have one order; a key's gradient is summed over its readers in ascending order, without atomics.
+sequence. Sums have one order; a key's gradient is summed over its readers in ascending order, without atomics. Few
+queries over more keys read their lists in parts that are merged: they agree with many up to rounding.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from evalsuite_kernels.arguments import INTERPRETED, note
+from evalsuite_kernels.full.decode import merge
 from evalsuite_kernels.full.descriptors import pad
 from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sparse import select
@@ -21,6 +23,8 @@ from evalsuite_kernels.sparse.forward import forward
 from evalsuite_kernels.sparse.places import Places
 
 LOG2E = math.log2(math.e)
+DECODE = 16  # queries up to here over more keys than these are decoding
+SPLIT = 512  # keys of a list that a program then reads
 ROOM = 2**26  # scores that are kept at a time
 # (op, bytes of a number, larger head dim) -> query heads (for "rows" and "blocks": with their tokens) at most in a
 # tile, keys (for "blocks": at most) in a tile, num_warps, num_stages
@@ -57,6 +61,9 @@ SETTINGS = {
     ("scores", 4, 256): (16, 32, 4, 1),
 }
 CHOOSE = (2048, 8)  # numbers in a tile, num_warps
+SAMPLE = (4096, 64)  # scores by which the rest is sifted, in runs of so many side by side
+FEW = 512  # rows up to here are sifted in parts, at once
+PART = 8192
 
 
 def settings(op: str, x: Tensor, widest: int) -> tuple[int, int, int, int]:
@@ -78,6 +85,47 @@ def _names(where: Places) -> tuple[Tensor, Tensor]:
     return where.first.contiguous(), where.position.contiguous()
 
 
+class Sieve(NamedTuple):
+    """What is kept of rows of scores before the choice: see `select.collect`."""
+
+    part: int  # keys that a program walks over
+    parts: int  # of a row
+    cap: int
+    low: Tensor
+    sizes: Tensor
+    values: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, rows: int, S: int, found: Tensor) -> "Sieve":
+        """For so many rows of S scores at a time, chosen into found [B, T, topk]. Few rows are walked over in parts."""
+        part = PART if rows <= FEW else max(PART, triton.next_power_of_2(S))
+        parts, cap = triton.cdiv(S, part), min(part, 4 * max(16, triton.next_power_of_2(found.shape[-1])))
+        shapes = (rows,), (rows, parts, 2), (rows, parts, cap), (rows, parts, cap)
+        return cls(part, parts, cap, *(found.new_empty(shape) for shape in shapes))
+
+
+def sift(
+    launches: Launches, sieve: Sieve, B: int, given: tuple[Tensor, ...], found: Tensor, bounds: tuple[int, ...]
+) -> None:
+    """Add the choice of the queries start .. stop - 1 of each batch row; `given` are scores [B, stop - start, S], first
+    and position, and bounds start, stop, T and S."""
+    (tile, warps), topk, rows = CHOOSE, found.shape[-1], B * (bounds[1] - bounds[0])
+    part, parts, cap, low, *kept = sieve
+    launches.add(
+        select.sample, (rows,), *given, low, *bounds, topk, COUNT=SAMPLE[0], RUN=SAMPLE[1], num_warps=warps,
+    )  # fmt: skip
+    sizes, values, places = kept
+    launches.add(
+        select.collect, (rows * parts,), *given, low, values, places, sizes, *bounds, topk, parts, PART=part, CAP=cap,
+        TILE=tile, num_warps=warps,
+    )  # fmt: skip
+    launches.add(
+        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, CAP=cap, TILE=tile,
+        num_warps=warps,
+    )  # fmt: skip
+
+
 @torch.library.custom_op("evalsuite::sparse_index", mutates_args=())
 def sparse_index(
     q: Tensor, k: Tensor, weights: Tensor, first: Tensor, position: Tensor, topk: int, scale: float
@@ -97,21 +145,17 @@ def sparse_index(
     heads = min(rows, triton.next_power_of_2(HI))
     step = min(T, max(1, ROOM // (B * S)))
     scores = torch.empty(B * step * S, dtype=torch.float32, device=q.device)
-    tile, choosing = CHOOSE
-    launches, parts = Launches(), triton.cdiv(S, BLOCK_N)
+    sieve, launches, parts = Sieve.of(B * step, S, found), Launches(), triton.cdiv(S, BLOCK_N)
     for start in range(0, T, step):
-        stop = min(start + step, T)
-        tiles = triton.cdiv(stop - start, rows // heads)
+        bounds = start, min(start + step, T), T, S
+        tiles = triton.cdiv(bounds[1] - start, rows // heads)
         launches.add(
-            select.score, (B * tiles * parts,), q, k, weights, first, position, scores, scale, start, stop, T, S, HI,
-            tiles, parts, *q.stride()[:3], *k.stride()[:2], *weights.stride(), D=D, BD=pad(D), BLOCK_T=rows // heads,
+            select.score, (B * tiles * parts,), q, k, weights, first, position, scores, scale, *bounds, HI, tiles,
+            parts, *q.stride()[:3], *k.stride()[:2], *weights.stride(), D=D, BD=pad(D), BLOCK_T=rows // heads,
             BLOCK_H=heads, BLOCK_N=BLOCK_N, WIDE=INTERPRETED, num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        launches.add(
-            select.choose, (B * (stop - start),), scores, first, position, found, start, stop, T, S, found.shape[-1],
-            TILE=tile, num_warps=choosing,
-        )  # fmt: skip
-    launches.run(("index", q.dtype, weights.dtype, first.dtype, D, heads), q.device)
+        sift(launches, sieve, B, (scores, first, position), found, bounds)
+    launches.run(("index", q.dtype, weights.dtype, first.dtype, D, heads, sieve.part, sieve.cap), q.device)
     return found
 
 
@@ -171,12 +215,25 @@ def sparse_forward(
     (B, T, HQ, _), S, (G, N) = q.shape, k.shape[1], entries.shape[2:]
     lists, share, heads, strides, constants = _shared(q, k, v, entries)
     tiles, options = _tile("forward", q, v, heads, block_size)
+    split = SPLIT if T <= DECODE and T < S else 0
+    splits = triton.cdiv(N * max(1, block_size), split) if split else 1
+    parts: list[Tensor | None] = [None] * 3
+    if split:
+        fp32: Any = {"dtype": torch.float32, "device": q.device}
+        shape = B, lists, max(1, splits), T * heads
+        parts = [torch.empty(*shape, v.shape[-1], **fp32), *(torch.empty(shape, **fp32) for _ in range(2))]
     launches = Launches()
     launches.add(
-        forward, (B * T * lists * tiles,), q, k, v, entries, first, position, o, lse, scale * LOG2E, T, S, HQ, heads, G,
-        lists, share, N, tiles, *strides, **constants, **options,
+        forward, (B * T * lists * tiles * splits,), q, k, v, entries, first, position, o, lse, *parts, scale * LOG2E,
+        T, S, HQ, heads, G, lists, share, N, tiles, splits, *strides, SPLIT=split, **constants, **options,
     )  # fmt: skip
-    launches.run(_kind("forward", q, v, entries, first, heads, block_size), q.device)
+    if split:
+        launches.add(
+            merge, (B * T * HQ,), *parts, None, None, o, lse, 0, T, splits * split, lists, heads, splits,
+            V=v.shape[-1], BV=constants["BV"], TILE=16, SPLIT=split, BLOCK_N=options["BLOCK_N"], PADDED=False,
+            WINDOWED=False, SUNK=False, num_warps=4,
+        )  # fmt: skip
+    launches.run((*_kind("forward", q, v, entries, first, heads, block_size), split), q.device)
     return o, lse
 
 

@@ -26,7 +26,9 @@ BLOCKS: list[Case] = [
     (1000, 32, 2, 128, 128, 8, 64, "key"), (1000, 8, 8, 128, 96, 4, 64, "query"), (1000, 4, 2, 256, 256, 4, 64, "key"),
     (4096, 16, 1, 128, 128, 16, 64, "key"),
 ]  # fmt: skip
-HQ, H, D = 32, 2, 128  # heads of the times: 16 queries for a key head
+HQ, H, D = 32, 2, 128
+# query and key heads of the times: one key head, as DeepSeek's attention has it where it is sparse, and two
+PREFILL, DECODE = ((64, 1), (32, 2)), ((64, 8), (32, 2))
 HI, DI, TOPK = 4, 64, 2048
 BLOCK, CHOSEN = 64, 16
 LENGTHS = (32768, 131072)
@@ -198,9 +200,10 @@ def timed(calls: dict[str, Callable[[], Any]], about: Row, seconds: float = 0.4)
     return [about | row for row in rows.values()]
 
 
-def prefill(T: int) -> list[Row]:
-    q, k, v = heads(1, T, T, torch.bfloat16, "cuda")
-    x = indexer(1, T, T, torch.bfloat16, "cuda")
+def dsa(T: int, S: int, B: int, hq: int, h: int) -> list[Row]:
+    """The whole of it and its parts, beside our dense kernel."""
+    q, k, v = heads(B, T, S, torch.bfloat16, "cuda", (hq, h, D, D))
+    x = indexer(B, T, S, torch.bfloat16, "cuda")
     chosen = lightning_index(*x, TOPK)
     calls = {
         "dense": lambda: attend(q, k, v, "triton"),
@@ -208,26 +211,13 @@ def prefill(T: int) -> list[Row]:
         "indexer": lambda: lightning_index(*x, TOPK),
         "attention": lambda: sparse_attention(q, k, v, chosen),
     }
-    return timed(calls, {"T": T, "HQ": HQ, "H": H, "D": D, "HI": HI, "DI": DI, "topk": TOPK})
+    return timed(calls, {"T": T, "S": S, "B": B, "HQ": hq, "H": h, "D": D, "HI": HI, "DI": DI, "topk": TOPK})
 
 
-def decoding(S: int, B: int) -> list[Row]:
-    q, k, v = heads(B, 1, S, torch.bfloat16, "cuda")
-    x = indexer(B, 1, S, torch.bfloat16, "cuda")
-    chosen = lightning_index(*x, TOPK)
-    calls = {
-        "dense": lambda: attend(q, k, v, "triton"),
-        "dsa": lambda: sparse_attention(q, k, v, lightning_index(*x, TOPK)),
-        "indexer": lambda: lightning_index(*x, TOPK),
-        "attention": lambda: sparse_attention(q, k, v, chosen),
-    }
-    return timed(calls, {"S": S, "B": B, "HQ": HQ, "H": H, "D": D, "HI": HI, "DI": DI, "topk": TOPK})
-
-
-def blocked(T: int) -> list[Row]:
+def blocked(T: int, hq: int, h: int) -> list[Row]:
     """The attention over a block list alone; the list is made beforehand."""
-    q, k, v = heads(1, T, T, torch.bfloat16, "cuda")
-    chosen = random_blocks(T)
+    q, k, v = heads(1, T, T, torch.bfloat16, "cuda", (hq, h, D, D))
+    chosen = random_blocks(T, h)
     calls: dict[str, Callable[[], Any]] = {
         "dense": lambda: attend(q, k, v, "triton"),
         "blocks": lambda: block_attention(q, k, v, chosen, BLOCK),
@@ -236,31 +226,34 @@ def blocked(T: int) -> list[Row]:
         nsa = import_module("fla.ops.nsa").parallel_nsa
         listed = chosen.long().clamp(min=0)
         calls["fla nsa, selected branch"] = lambda: nsa(
-            q, k, v, g_slc=torch.ones(1, T, HQ, device="cuda", dtype=q.dtype), block_indices=listed,
+            q, k, v, g_slc=torch.ones(1, T, hq, device="cuda", dtype=q.dtype), block_indices=listed,
             block_counts=CHOSEN, block_size=BLOCK,
         )  # fmt: skip
     except Exception as problem:
         print(f"fla's NSA is left out: {brief(problem)}")
-    return timed(calls, {"T": T, "HQ": HQ, "H": H, "D": D, "block": BLOCK, "chosen": CHOSEN})
+    return timed(calls, {"T": T, "HQ": hq, "H": h, "D": D, "block": BLOCK, "chosen": CHOSEN})
 
 
-def random_blocks(T: int) -> Tensor:
+def random_blocks(T: int, h: int) -> Tensor:
     """Of each query its own block and others at random, one in each of as many equal stretches of its past; all that
     there are where these are few."""
     own = torch.arange(T, device="cuda")[None, :, None, None] // BLOCK
     n = torch.arange(CHOSEN, device="cuda")
     low, high = n * (own + 1) // CHOSEN, (n + 1) * (own + 1) // CHOSEN
-    drawn = low + torch.randint(0, 1 << 30, (1, T, H, CHOSEN), device="cuda") % (high - low).clamp(min=1)
+    drawn = low + torch.randint(0, 1 << 30, (1, T, h, CHOSEN), device="cuda") % (high - low).clamp(min=1)
     drawn = torch.where(n == CHOSEN - 1, own, drawn)
     return torch.where(own + 1 < CHOSEN, torch.where(n <= own, n, -1), drawn).int()
 
 
 def sparse_speed(report: Report) -> None:
     """Fill the report with times; "peak_bytes" are beyond the inputs."""
-    for T in LENGTHS:
-        report.add(f"dsa prefill T{T}", partial(prefill, T))
-    for B in (1, 16):
-        report.add(f"dsa decode S131072 B{B}", partial(decoding, 131072, B))
-    for T in LENGTHS:
-        report.add(f"blocks T{T}", partial(blocked, T))
+    for hq, h in PREFILL:
+        for T in LENGTHS:
+            report.add(f"dsa prefill T{T} HQ{hq} H{h}", partial(dsa, T, T, 1, hq, h))
+    for hq, h in DECODE:
+        for B in (1, 16):
+            report.add(f"dsa decode S131072 B{B} HQ{hq} H{h}", partial(dsa, 1, 131072, B, hq, h))
+    for hq, h in PREFILL:
+        for T in LENGTHS:
+            report.add(f"blocks T{T} HQ{hq} H{h}", partial(blocked, T, hq, h))
     report.close()
