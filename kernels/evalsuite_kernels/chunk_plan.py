@@ -10,6 +10,7 @@ from torch import Tensor
 
 CHUNK = 64
 PROGRAMS = 264  # that an H200 runs at once, two on each of its 132 multiprocessors
+GRID = 65_535  # programs along its third axis
 
 
 class Plan(NamedTuple):
@@ -38,7 +39,7 @@ class Segments(NamedTuple):
 
 def planned(bounds: Sequence[int], columns: int, device: torch.device, segment: int = 0) -> Plan:
     """There are as many groups as fill the GPU, where each has as many programs as `columns`; segments are of `segment`
-    tokens, 0 for none."""
+    tokens, 0 for none. Raises ValueError for more sequences than one launch takes."""
     starts: list[int] = []
     stops: list[int] = []
     firsts = [0]
@@ -59,6 +60,10 @@ def planned(bounds: Sequence[int], columns: int, device: torch.device, segment: 
         edges = [0, *accumulate(map(len, each))]
         heads = [*chain.from_iterable(each), len(starts)]
         segments = Segments(*map(numbers, (heads, edges, edges[:-1], [edge - 1 for edge in edges[1:]])))
+    if (most := max(len(groups), 0 if segments is None else len(segments.firsts) - 1)) > GRID:
+        raise ValueError(
+            f"a call has {most} sequences or parts of them, and a GPU's grid holds {GRID}: split the batch"
+        )
     return Plan(numbers(starts), numbers(stops), numbers(firsts), numbers(begins), numbers(owners), size, segments)
 
 

@@ -393,3 +393,8 @@ def test_nothing_to_do(operator):
 def test_too_large_heads_are_named(operator, sizes):
     with pytest.raises(ValueError, match="head dims may reach 256, not 257; use impl='auto' or 'chunked'"):
         ours(operator, small(2, "none", **sizes))
+
+
+def test_more_sequences_than_a_launch_takes_are_one_clear_error():
+    with pytest.raises(ValueError, match="a call has 65536 sequences or parts of them"):
+        chunk_plan.planned(range(65_537), 1, torch.device("cpu"))
