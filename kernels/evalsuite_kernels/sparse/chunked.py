@@ -80,7 +80,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, where
     for start, stop in blocks(T, B * lists * N * (K + v.shape[-1]), q.device):
         given = q[:, start:stop], k, v, start, stop
         # what a block has gathered is gathered again for its gradient
-        parts.append(checkpoint(part, *given, use_reentrant=False) if learned else part(*given))
+        parts.append(
+            checkpoint(part, *given, use_reentrant=False, preserve_rng_state=False) if learned else part(*given)
+        )
     return torch.cat(parts, 1) if parts else q.new_zeros(B, T, HQ, v.shape[-1])
 
 

@@ -54,7 +54,7 @@ def compressed_attention(
         )
 
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    run: Any = partial(checkpoint, part, use_reentrant=False) if learned else part
+    run: Any = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False) if learned else part
     outs, blocks = [], []
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = (t.to(dtype) for t in (q, k, v))
