@@ -80,6 +80,7 @@ def config_of(name: str, plan: Plan) -> EvalsuiteConfig:
         intermediate_size=round(plan.width * 8 / 3 / 16) * 16,
         max_position_embeddings=plan.context,
         mimetic_init=plan.mimetic,
+        index_topk=_longest() // 16,
         tie_word_embeddings=True,  # what is recalled can be looked for: no letter was learned from 41M tokens without
     )
 
@@ -104,10 +105,15 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
     return done
 
 
+def _longest() -> int:
+    """Tokens of the longest row of the stream."""
+    return max(length for length, _ in Stream(MIXTURE).lengths)
+
+
 def _check(plan: Plan) -> None:
     if plan.steps < 1:
         raise UserError(f"--steps must be at least 1, not {plan.steps}")
-    longest = max(length for length, _ in Stream(MIXTURE).lengths)
+    longest = _longest()
     if plan.tokens_per_step < longest or plan.tokens_per_step % longest:
         raise UserError(f"--tokens must be a multiple of {longest}, the longest row, not {plan.tokens_per_step}")
     if not 0 < plan.lr < math.inf:
