@@ -122,6 +122,8 @@ def collect(
     b = tl.cast(row // (stop - start), tl.int64)
     count = _seen(first, position, b * T + start + row % (stop - start), S)
     least = tl.load(low + row)
+    sifted = least > -2147483648  # else so few keys are seen that the choice is made of all
+    count = tl.where(sifted, count, 0)
     scores += tl.cast(row, tl.int64) * S
     values += tl.cast(pid, tl.int64) * CAP
     places += tl.cast(pid, tl.int64) * CAP
@@ -141,7 +143,7 @@ def collect(
         kept += tl.sum(one, 0)
         tied += tl.sum(same, 0)
         reach += tl.sum((there & (x >= least)).to(tl.int32), 0)
-    tl.store(sizes + 2 * pid, tl.where(kept <= CAP, kept, -1))
+    tl.store(sizes + 2 * pid, tl.where(sifted & (kept <= CAP), kept, -1))
     tl.store(sizes + 2 * pid + 1, reach)
 
 
