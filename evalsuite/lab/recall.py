@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def measured(model: OwnModel, made: plan.Plan, by: str) -> Iterator[tuple[str, str, str, list[float], float]]:
-    """Of each question its task, its facet `by` ("-" without), its cluster, the recall of each layer D at the token
+    """Of each question its task, its facet `by`, its cluster, the recall of each layer D at the token
     that the answer is read from, and the mean over layers and all tokens."""
     device = next(model.model.parameters()).device
     for _, sample in made.samples(model.count):
@@ -32,7 +32,9 @@ def measured(model: OwnModel, made: plan.Plan, by: str) -> Iterator[tuple[str, s
                 f"{sample.id} has {len(ids)} tokens, beyond the context of {model.context}; lower --lengths"
             )
         recall = model.model.selection_recall(torch.tensor([ids], device=device))[:, 0].double()
-        facet = str(sample.facets.get(by, "-"))
+        if by not in sample.facets:
+            raise UserError(f"{sample.id} has no facet {by!r}; it has {', '.join(sorted(sample.facets))}")
+        facet = str(sample.facets[by])
         yield sample.task, facet, sample.cluster or sample.id, recall[:, -1].tolist(), recall.mean().item()
 
 
@@ -93,12 +95,12 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{args.model} has no indexer: its layers are not D")
         layers = [i for i, letter in enumerate(model.model.config.pattern) if letter == "D"]
         table = rows(model, plan.make(selection, model.wording), args.by)
-    except UserError as error:
+        print(report(table, args.by, layers))
+        if args.json:
+            args.json.write_text(json.dumps(table, indent=1) + "\n")
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(report(table, args.by, layers))
-    if args.json:
-        args.json.write_text(json.dumps(table, indent=1) + "\n")
     return 0
 
 

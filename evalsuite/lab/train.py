@@ -114,7 +114,7 @@ class Trainer:
         shape = (
             "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
             "tie_word_embeddings", "mimetic_init", "index_heads", "index_dim", "topk", "index_rope", "block_size",
-            "block_topk", "compressed_size",
+            "block_topk", "compressed_size", "index_loss_coef", "window",
         )  # fmt: skip
         made = {name: getattr(self.config, name) for name in shape} | asdict(self.recipe)
         made |= {f"stream {name}": value for name, value in self.stream.items()}
@@ -159,6 +159,7 @@ class Trainer:
                     raise UserError(f"loss is {line['loss']} at step {self.step}; lower --lr and take another --out")
             if self.step % 250 == 0:
                 self.save(out)
+        self.model.config.index_phase = self.recipe.phase(stream.steps - 1, stream.steps)
         self.save(out)
 
     def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:

@@ -86,9 +86,28 @@ class EvalsuiteConfig(PreTrainedConfig):
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         if self.index_phase not in {"dense", "sparse"}:
             raise ValueError(f"index_phase must be 'dense' or 'sparse', not {self.index_phase!r}")
+        self._check_sparse()
+        super().__post_init__(**kwargs)
+
+    def _check_sparse(self) -> None:
+        """What layers D, B and T need."""
+        least = {
+            "index_heads": 1,
+            "index_dim": 1,
+            "index_topk": 0,
+            "index_loss_coef": 0,
+            "block_size": 1,
+            "block_topk": 1,
+        }
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, not {getattr(self, name)}")
+        if not 0 <= self.index_rope <= 1:
+            raise ValueError(f"index_rope is a share of each head, 0 to 1, not {self.index_rope}")
+        if self.compressed_size < 2 or self.compressed_size % 2:
+            raise ValueError(f"compressed_size must be even and at least 2, not {self.compressed_size}")
         if "T" in self.pattern and self.block_topk < 3:
             raise ValueError("block_topk of NSA counts the first and the last two blocks, so it must be at least 3")
-        super().__post_init__(**kwargs)
 
     @property
     def num_hidden_layers(self) -> int:

@@ -55,6 +55,10 @@ class Experts(nn.Module):
         self.shared = SwiGLU(config.hidden_size, config.moe_intermediate_size)
         self.balance = torch.zeros(())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no part in the graph of a forward pass."""
+        return self.__dict__ | {"balance": torch.zeros(())}
+
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         probs = wide(self.router(tokens)).softmax(-1)
@@ -267,8 +271,11 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
         """The share of full attention's mass that each layer D's choice covers, for every query: [layers, B, T] of
         tokens [B, T]. What a layer would read is asked of the model as it is, and changes nothing."""
         mixers = [m for m in self.modules() if isinstance(m, Indexed)]
-        training = self.training
-        self.eval()
+        if not mixers:
+            raise ValueError(f"no layer of {self.config.pattern} has an indexer (D)")
+        losses = [
+            (m, name, getattr(m, name)) for m in self.modules() for name in ("loss", "balance") if hasattr(m, name)
+        ]
         try:
             for mixer in mixers:
                 mixer.recalled = []
@@ -277,7 +284,8 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
         finally:
             for mixer in mixers:
                 mixer.recalled = None
-            self.train(training)
+            for module, name, value in losses:
+                setattr(module, name, value)
 
     def _run(self, embeds: Tensor, mask: Tensor, cache: HybridCache | None) -> Tensor:
         batch, count = mask.shape

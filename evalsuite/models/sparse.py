@@ -1,6 +1,7 @@
 """The mixers of sparse attention: an indexer's tokens (DSA), blocks by their mean key (MoBA), three branches (NSA)."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +50,24 @@ class Indexed(Attention):
         q, k = (rotate(y, layout.positions, c.index_rope, c.rope_theta) for y in (q, k))
         return q, k[:, :, 0], self.index_w(x)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no part in the graph of a forward pass."""
+        return self.__dict__ | {"loss": torch.zeros(())}
+
     def mix(self, x: Tensor, layout: Layout) -> Tensor:
+        self.loss = torch.zeros((), device=x.device)
         q, k, v = self.qkv(x, layout)
-        index_q, index_k, weights = self.indexer(x, layout)
+        index = index_q, index_k, weights = self.indexer(x, layout)
         if layout.cache is not None:
             store = layout.cache.mixers[self.layer]
             assert isinstance(store, KVLayer)
-            keys = store.extend(k, v, layout, index_k)
-            return self._read(q, keys, index_q, weights, layout)
+            return self._read(q, store.extend(k, v, layout, index_k), index, layout)
         keys = Keys(k, v, layout.cu_seqlens, index=index_k)
         if self.recalled is not None:
             indices = self._choose(keys, index_q, weights, layout)
             self.recalled.append(selection_recall(q, k, indices, cu_seqlens=layout.cu_seqlens))
         if not (self.training and torch.is_grad_enabled()):
-            self.loss = torch.zeros((), device=x.device)
-            return self._read(q, keys, index_q, weights, layout)
+            return self._read(q, keys, index, layout)
         dense = self.config.index_phase == "dense"
         chosen = None if dense else self._choose(keys, index_q, weights, layout)
         self.loss = index_loss(q, k, index_q, index_k, weights, chosen, cu_seqlens=layout.cu_seqlens)
@@ -75,11 +79,15 @@ class Indexed(Attention):
         assert keys.index is not None
         return lightning_index(index_q, keys.index, weights, self.config.topk, **keys.bounds(layout))
 
-    def _read(self, q: Tensor, keys: Keys, index_q: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+    def _read(self, q: Tensor, keys: Keys, index: tuple[Tensor, Tensor, Tensor], layout: Layout) -> Tensor:
         if self.config.index_phase == "dense":
             return self.attend(q, keys, layout)
+        index_q, index_k, weights = index
         chosen = self._choose(keys, index_q, weights, layout)
-        return sparse_attention(q, keys.k, keys.v, chosen, cu_seqlens=layout.cu_seqlens, cu_seqlens_k=keys.cu_seqlens)
+        o = sparse_attention(q, keys.k, keys.v, chosen, cu_seqlens=layout.cu_seqlens, cu_seqlens_k=keys.cu_seqlens)
+        # a choice hides that it was made by no number: a damaged indexer must not answer like a sound one
+        mark = index_q.sum((2, 3)) + index_k.sum(2) + weights.sum(2)
+        return o + 0 * mark[..., None, None].to(o.dtype)
 
 
 class Blocks(Attention):
@@ -104,7 +112,7 @@ class Branches(Attention):
     def __init__(self, config: EvalsuiteConfig, layer: int) -> None:
         super().__init__(config, layer)
         length = config.compressed_size
-        self.sizes = NSA(length, max(1, length // 2), config.block_size, config.block_topk)
+        self.sizes = NSA(length, length // 2, config.block_size, config.block_topk)
         self.near = config.window
         self.branch = nn.Linear(config.hidden_size, 3 * self.heads, bias=False)
         self.compress_k = Compress(length, self.dim)

@@ -341,19 +341,71 @@ def test_recall_is_the_mass_that_is_covered():
     torch.testing.assert_close(selection_recall(q, k, alone)[0], p[0].diagonal())
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nan_is_the_largest_and_hides_nothing(impl):
+    q, k, w = torch.ones(1, 6, 1, 1), torch.arange(1.0, 7.0)[None, :, None], torch.ones(1, 6, 1)
+    k[0, 2] = torch.nan
+    got = sets(lightning_index(q, k, w, 2, impl=impl)[0])
+    assert got == [{0}, {0, 1}, {1, 2}, {2, 3}, {2, 4}, {2, 5}]
+    w[0, 5] = torch.nan
+    assert sets(lightning_index(q, k, w, 2, impl=impl)[0])[5] == {0, 1}
+
+
+def test_no_score_is_as_good_as_what_is_always_chosen():
+    q, k = torch.full((1, 8, 1, 2), 100.0), torch.full((1, 8, 1, 2), 3e38)
+    for choice in (moba_blocks(q, k, 2, 2), index_blocks(q, k[:, :, 0], 2, 2)):
+        assert all(t // 2 in found for t, found in enumerate(sets(choice[0, :, 0])))
+    q[0, 5] = torch.nan
+    assert sets(moba_blocks(q, k, 2, 2)[0, 5])[0] == {0, 2}
+
+
+def test_a_list_names_keys_of_its_own_sequence():
+    q, k, v = attention(20)
+    cu = torch.tensor([0, 10, 20])
+    with pytest.raises(ValueError, match=r"indices of query 3 must lie in -1 .. 9, and one is 12"):
+        sparse_attention(q, k, v, torch.full((1, 20, 1), -1).index_fill(1, torch.tensor(3), 12), cu_seqlens=cu)
+    x, later = indexer(20), torch.full((1, 20, 1), 4)
+    for run in (lambda: index_loss(q, k, *x, later), lambda: selection_recall(q, k, later)):
+        with pytest.raises(ValueError, match=r"indices of query 0 must lie in -1 .. 0, and one is 4"):
+            run()
+
+
+def test_nothing_is_owed_where_nobody_learns():
+    q, k, _ = attention(9)
+    x = indexer(9)
+    want = index_loss(q, k, *x)
+    with torch.inference_mode():
+        assert torch.equal(index_loss(q, k, *x), want)
+    assert index_loss(q[:, :0], k[:, :0], *(t[:, :0] for t in x)) == 0
+    o, blocks = compressed_attention(q[:, :0], k, k, torch.empty(1, 0, dtype=torch.long), 9, NSA(4, 2, 4, 4))
+    assert o.shape == (1, 0, 4, 8)
+    assert blocks.shape == (1, 0, 2, 4)
+
+
 def test_mistakes_are_told():
     q, k, v = attention(6)
-    with pytest.raises(ValueError, match=r"indices must lie in -1 .. 5"):
+    with pytest.raises(ValueError, match=r"indices of query 0 must lie in -1 .. 5, and one is 6"):
         sparse_attention(q, k, v, torch.full((1, 6, 2), 6))
-    with pytest.raises(ValueError, match="integers"):
+    with pytest.raises(ValueError, match="int32 or int64"):
         sparse_attention(q, k, v, torch.zeros(1, 6, 2))
     with pytest.raises(ValueError, match="3 lists"):
         sparse_attention(q, k, v, torch.zeros(1, 6, 3, 2, dtype=torch.int32))
-    with pytest.raises(ValueError, match="topk must be at least 1"):
+    with pytest.raises(ValueError, match="at least 1, not 0"):
         lightning_index(*indexer(6), 0)
-    with pytest.raises(ValueError, match="topk must leave room"):
+    with pytest.raises(ValueError, match="topk = 2 must be at least 1 and hold 2 first and 1 last"):
         index_blocks(draw(1, 6, 2, 8), draw(1, 6, 8), 2, 2, initial=2, local=1)
     with pytest.raises(ValueError, match="cannot be the last of"):
         lightning_index(*indexer(6, 3), 2)
     with pytest.raises(ValueError, match="cannot run here"):
         sparse_attention(q, k, v, torch.zeros(1, 6, 2, dtype=torch.int32), impl="triton")
+    with pytest.raises(ValueError, match="whole number"):
+        lightning_index(*indexer(6), 2.5)
+    with pytest.raises(ValueError, match="no index heads"):
+        lightning_index(*indexer(6, HI=0), 2)
+    with pytest.raises(ValueError, match="block_size must be at least 1"):
+        moba_blocks(q, k, 0, 2)
+    for run in (lambda x: moba_blocks(x, k, 2, 2), lambda x: index_loss(x, k, *indexer(6))):
+        with pytest.raises(ValueError, match="no multiple of the 2 heads"):
+            run(draw(1, 6, 3, 8))
+    with pytest.raises(ValueError, match="NSA's length, stride"):
+        nsa_blocks(draw(1, 6, 2, 3), torch.arange(6)[None], 6, NSA(4, 0, 4, 4))

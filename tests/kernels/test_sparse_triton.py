@@ -236,6 +236,13 @@ def test_16_bit_indexers(dtype):
     assert torch.equal(same_choice(q, k, w, 6, scale=0.25), same_choice(q, k, w.float(), 6, scale=0.25))
 
 
+def test_nan_counts_as_the_largest():
+    q, k, w = indexer(12, 40)
+    k[0, 17], w[0, 5], q[0, 7] = torch.nan, torch.nan, -torch.nan
+    got, want = (lightning_index(q, k, w, 6, impl=impl) for impl in ("triton", "reference"))
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
 def test_of_equal_scores_the_earlier_keys_are_taken(sign):
     """ReLU makes a plateau of zeros, of -0.0 under negative weights, and here all scores are on it but three."""
@@ -388,12 +395,12 @@ launches.Launches.run = no_gpu.compiled
 T, HQ, H, K, topk, size = map(int, sys.argv[1:7])
 dtype = getattr(torch, sys.argv[7])
 q, k, v = (torch.zeros(1, T, n, K, dtype=dtype) for n in (HQ, H, H))
-where = Places(torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None])
+where = Places(torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None], torch.full((1, T), T))
 kernels.index(torch.zeros(1, T, 64, K, dtype=dtype), k[:, :, 0], torch.zeros(1, T, 64), topk, 1.0, where)
 for lists, block_size in ((torch.zeros(1, T, 1, 16), 0), (torch.zeros(1, T, H, topk // size), size)):
     lists = lists.int()
-    o, lse = kernels.sparse_forward(q, k, v, lists, *where, block_size, 1.0)
-    kernels.sparse_backward(o, q, k, v, o, lse, lists, *where, block_size, 1.0)
+    o, lse = kernels.sparse_forward(q, k, v, lists, *where[:2], block_size, 1.0)
+    kernels.sparse_backward(o, q, k, v, o, lse, lists, *where[:2], block_size, 1.0)
 """
 
 

@@ -48,9 +48,13 @@ def test_everything_is_recalled_where_everything_is_chosen(checkpoint: Path, tmp
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["full"], "no indexer"), (["nobody"], "unknown model"), (["full", "--tasks", "multihop.grap"], "unknown"),
+    (["CHECKPOINT", *ASK, "--by", "hop"], "no facet 'hop'; it has"),
+    (["CHECKPOINT", *ASK, "--limit", "1", "--json", "/nonexistent/rows.json"], "No such file"),
 ])  # fmt: skip
-def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert recall.main(arguments) == 2
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recall.main([str(checkpoint) if each == "CHECKPOINT" else each for each in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

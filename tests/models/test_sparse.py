@@ -1,5 +1,6 @@
 """Models with sparse attention: what they read, what teaches them what, and what they tell of it."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,45 @@ def test_recall_tells_what_full_attention_would_have_read() -> None:
     assert tiny("DKD").selection_recall(IDS[:1]).shape == (2, 1, 30)
 
 
+def test_asking_for_recall_changes_nothing() -> None:
+    model = tiny("DKD").train()
+    model(IDS)
+    before = model.own_losses()
+    model.model.layers[0].eval()
+    model.selection_recall(IDS)
+    assert torch.equal(model.own_losses(), before)
+    assert not model.model.layers[0].training
+    assert model.model.layers[1].training
+    with pytest.raises(ValueError, match="no layer of FK has an indexer"):
+        tiny("FK").selection_recall(IDS)
+
+
+def test_a_pass_leaves_no_loss_for_the_next() -> None:
+    model = tiny("DK").train()
+    model(IDS, labels=IDS).loss.backward()
+    model(IDS[:, :7], labels=IDS[:, :7], use_cache=True).loss.backward()
+    assert model.own_losses() == 0  # with a cache nothing is learned by an indexer
+    model(IDS)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize("part", ["index_q", "index_k", "index_w"])
+def test_a_damaged_indexer_does_not_answer(part: str) -> None:
+    model = tiny("DK")
+    with torch.no_grad():
+        getattr(model.model.layers[0].mixer, part).weight.fill_(torch.nan)
+    assert model(IDS).logits.isnan().any()
+    assert model(IDS[:, :5]).logits.isnan().any()  # all that it sees is chosen
+
+
+def test_a_damaged_query_reads_its_own_block() -> None:
+    model = tiny("B")
+    with torch.no_grad():
+        model.model.layers[0].mixer.q_proj.weight.fill_(torch.nan)
+    assert model(IDS).logits.isnan().all()
+
+
 def test_the_phase_is_saved_with_the_model(tmp_path: Path) -> None:
     model = tiny("DD", index_phase="dense")
     model.save_pretrained(tmp_path)
@@ -185,6 +225,9 @@ def test_the_presets_are_there() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"index_phase": "warm"}, "index_phase must be"), ({"pattern": "T", "block_topk": 2}, "at least 3"),
+    ({"index_topk": -5}, "index_topk must be at least 0"), ({"index_heads": 0}, "index_heads must be at least 1"),
+    ({"index_loss_coef": -1.0}, "index_loss_coef must be"), ({"index_rope": 2.0}, "index_rope is a share"),
+    ({"compressed_size": 3}, "compressed_size must be even"), ({"block_size": 0}, "block_size must be at least 1"),
 ])  # fmt: skip
 def test_a_configuration_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

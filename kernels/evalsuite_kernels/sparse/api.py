@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evalsuite_kernels.arguments import choose, compute_dtype, expect, note
 from evalsuite_kernels.sparse import chunked, reference
-from evalsuite_kernels.sparse.places import places
+from evalsuite_kernels.sparse.places import check_lists, places
 
 FORMS = {"reference": reference, "chunked": chunked}
 UNIT = 16  # tokens: what the kernels read blocks by
@@ -29,7 +29,7 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
 
     The score of key s for query t is the sum over heads j of weights[t, j] ReLU(q[t, j] . k[s]), the lightning indexer
     of DeepSeek-V3.2 (arXiv:2512.02556, eq. 1). Of equal scores the earlier key is taken: ReLU makes many of exactly 0.
-    There is no gradient; `index_loss` trains the scores.
+    NaN counts as the largest. There is no gradient; `index_loss` trains the scores.
 
     Args:
         q: [B, T, HI, DI].
@@ -51,8 +51,10 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
     B, T, HI, DI = q.shape
     expect("k", k, B, "S", DI)
     expect("weights", weights, B, T, HI)
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, not {topk}")
+    if not isinstance(topk, int) or topk < 1:
+        raise ValueError(f"topk must be a whole number and at least 1, not {topk}")
+    if HI == 0:
+        raise ValueError("q has no index heads")
     scale = (HI * DI) ** -0.5 if scale is None else scale
     where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
     name = choose(impl, q, k, weights, widest=DI)
@@ -90,14 +92,12 @@ def sparse_attention(
         o [B, T, HQ, V] in q's dtype; differentiable in q, k and v.
 
     Raises:
-        ValueError: shapes or bounds that do not fit, positions outside the keys (checked on a CPU alone), or an impl
-            that cannot run here.
+        ValueError: shapes, dtypes or bounds that do not fit, positions outside the sequence's keys (checked on a CPU
+            alone), or an impl that cannot run here.
     """
     _check(q, k, v, indices, "indices")
-    known = not indices.is_cuda and not torch.compiler.is_compiling() and indices.numel()
-    if known and not -1 <= int(indices.min()) <= int(indices.max()) < k.shape[1]:
-        raise ValueError(f"indices must lie in -1 .. {k.shape[1] - 1}; they span {indices.min()} .. {indices.max()}")
     where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, None)
+    check_lists("indices", indices, where.keys)
     lists = indices if indices.dim() == 4 else indices[:, :, None]
     name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -153,17 +153,7 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = _alike(name, q, k, v)
         form = _form(name, "block_attention")
-        if name == "triton":
-            return form.attend_blocks(x, y, z, lists, block_size, scale, where).to(q.dtype)
-        return form.attend(x, y, z, _tokens(lists, block_size, where.position), scale, where).to(q.dtype)
-
-
-def _tokens(blocks: Tensor, block_size: int, position: Tensor) -> Tensor:
-    """The tokens up to a query's own [B, T] that its lists of blocks [B, T, G, N] name: [B, T, G, N * block_size]."""
-    within = torch.arange(block_size, device=blocks.device)
-    tokens = (blocks.long() * block_size)[..., None] + within
-    seen = (blocks >= 0)[..., None] & (tokens <= position[..., None, None, None])
-    return torch.where(seen, tokens, -1).flatten(3)
+        return form.attend_blocks(x, y, z, lists, block_size, scale, where).to(q.dtype)
 
 
 def _form(name: str, operator: str) -> ModuleType:
@@ -196,8 +186,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, name: str) -> None:
         expect(name, lists, B, T, "N")
     else:
         expect(name, lists, B, T, "G", "N")
-    if lists.is_floating_point():
-        raise ValueError(f"{name} must be integers, not {lists.dtype}")
+    if lists.dtype not in {torch.int32, torch.int64}:
+        raise ValueError(f"{name} must be int32 or int64, not {lists.dtype}")
     G = 1 if lists.dim() == 3 else lists.shape[2]
     if G == 0 or HQ % G or (G % H and H % G):
         raise ValueError(

@@ -55,7 +55,7 @@ def moba_blocks(
     """
     expect("q", q, "B", "T", "HQ", "K")
     expect("k", k, q.shape[0], "S", "H", q.shape[3])
-    group = q.shape[2] // k.shape[2]
+    group = _group(q, k, block_size)
 
     def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
         means = F.pad(k, (0, 0, 0, 0, 0, -k.shape[1] % block_size)).unflatten(1, (-1, block_size)).mean(2)
@@ -99,9 +99,10 @@ def index_blocks(  # noqa: PLR0913 - as `full_attention`
     """
     expect("q", q, "B", "T", "H", "DI")
     expect("k", k, q.shape[0], "S", q.shape[3])
+    _group(q, q, block_size)
 
     def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
-        where = Places(torch.zeros_like(position), position)
+        where = Places(torch.zeros_like(position), position, torch.full_like(position, k.shape[1]))
         count = -(-k.shape[1] // block_size)
 
         def values(start: int, stop: int) -> Tensor:
@@ -132,6 +133,10 @@ def nsa_blocks(weights: Tensor, position: Tensor, tokens: int, sizes: NSA) -> Te
         ValueError: more blocks always than topk.
     """
     length, stride, block_size, topk, initial, local = sizes
+    if min(length, stride, block_size) < 1:
+        raise ValueError(
+            f"NSA's length, stride and block_size must be at least 1, not {length}, {stride}, {block_size}"
+        )
     count = max(1, -(-tokens // block_size))
     start = torch.arange(weights.shape[-1], device=weights.device)[:, None] * stride
     begin = torch.arange(count, device=weights.device)[None, :] * block_size
@@ -142,6 +147,15 @@ def nsa_blocks(weights: Tensor, position: Tensor, tokens: int, sizes: NSA) -> Te
         return scores[:, start:stop]
 
     return _chosen(values, position, weights.shape[2], shared.shape[1], block_size, topk, initial=initial, local=local)
+
+
+def _group(q: Tensor, k: Tensor, block_size: int) -> int:
+    """Query heads for each key head."""
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, not {block_size}")
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {k.shape[2]} heads of k")
+    return q.shape[2] // k.shape[2]
 
 
 def _of_each(
@@ -172,15 +186,17 @@ def _chosen(
     local: int,
 ) -> Tensor:
     """The topk blocks by values(start, stop) [B, stop - start, lists, count], those always chosen among them."""
-    if not 1 <= local + initial <= topk:
-        raise ValueError(f"topk must leave room for {initial} first and {local} last blocks, of which one at least")
+    if initial < 0 or local < 0 or topk < max(1, initial + local):
+        raise ValueError(f"topk = {topk} must be at least 1 and hold {initial} first and {local} last blocks")
     B, T = position.shape
     block = torch.arange(count, device=position.device)
     found = torch.full((B, T, lists, topk), -1, dtype=torch.int32, device=position.device)
     for start, stop in chunked.blocks(T, B * lists * max(count, 1) * block_size, position.device):
         own = torch.div(position[:, start:stop, None, None], block_size, rounding_mode="floor")
         always = (block < initial) | (block > own - local)
-        scores = values(start, stop).masked_fill(always, torch.inf)
+        scores = values(start, stop)
+        most = torch.finfo(scores.dtype).max  # nothing is as large as what is always chosen
+        scores = scores.nan_to_num(most, most, -most).masked_fill(always, torch.inf)
         mask = chunked.chosen(scores, (block <= own).expand(scores.shape), topk)
         found[:, start:stop] = chunked.listed(mask, topk)
     return found

@@ -34,8 +34,8 @@ def visible(where: Places, low: int, high: int) -> Tensor:
 
 
 def chosen(values: Tensor, seen: Tensor, count: int) -> Tensor:
-    """Which values [..., S] are the `count` largest of those seen, of equal ones the first."""
-    values = values.masked_fill(~seen, -torch.inf)
+    """Which values [..., S] are the `count` largest of those seen, of equal ones the first; NaN is the largest."""
+    values = values.masked_fill(values.isnan(), torch.inf).masked_fill(~seen, -torch.inf)
     if count >= values.shape[-1]:
         return seen
     least = values.topk(count, dim=-1).values[..., -1:]  # the same whichever of equal ones it stands for
@@ -84,6 +84,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, where
             checkpoint(part, *given, use_reentrant=False, preserve_rng_state=False) if learned else part(*given)
         )
     return torch.cat(parts, 1) if parts else q.new_zeros(B, T, HQ, v.shape[-1])
+
+
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, blocks_: Tensor, block_size: int, scale: float, where: Places
+) -> Tensor:
+    """Shapes as in `block_attention`, blocks [B, T, G, N]."""
+    (B, T, HQ, _), (G, N) = q.shape, blocks_.shape[2:]
+    parts = [
+        attend(q[:, a:b], k, v, tokens_of(blocks_[:, a:b], block_size, where.rows(a, b)), scale, where.rows(a, b))
+        for a, b in blocks(T, B * G * N * block_size, q.device)
+    ]
+    return torch.cat(parts, 1) if parts else q.new_zeros(B, T, HQ, v.shape[-1])
+
+
+def tokens_of(blocks_: Tensor, block_size: int, where: Places) -> Tensor:
+    """The positions up to each query's own that blocks [B, T, G, N] hold: int64 [B, T, G, N * block_size]."""
+    position = (blocks_.long() * block_size)[..., None] + torch.arange(block_size, device=blocks_.device)
+    seen = (blocks_ >= 0)[..., None] & (position <= where.position[..., None, None, None])
+    return torch.where(seen, position, -1).flatten(3)
 
 
 def _gathered(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, row: Tensor, scale: float) -> Tensor:

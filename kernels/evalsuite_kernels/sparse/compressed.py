@@ -38,6 +38,8 @@ def compressed_attention(
     expect("k", k, B, "M", "H", K)
     M, H = k.shape[1:3]
     expect("v", v, B, M, H, "V")
+    if H == 0 or HQ % H:
+        raise ValueError(f"q has {HQ} heads, which is no multiple of the {H} heads of k and v")
     expect("position", position, B, T)
     dtype = compute_dtype(q, k, v)
     end = torch.arange(M, device=q.device) * sizes.stride + sizes.length - 1
@@ -55,7 +57,8 @@ def compressed_attention(
 
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     run: Any = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False) if learned else part
-    outs, blocks = [], []
+    outs = [q.new_zeros(B, 0, HQ, v.shape[-1], dtype=dtype)]
+    blocks = [torch.empty(B, 0, H, sizes.topk, dtype=torch.int32, device=q.device)]
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = (t.to(dtype) for t in (q, k, v))
         for start, stop in chunked.blocks(T, B * HQ * max(M, 1), q.device):

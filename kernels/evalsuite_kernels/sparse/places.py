@@ -9,14 +9,16 @@ from evalsuite_kernels.arguments import expect, pieces
 
 
 class Places(NamedTuple):
-    """Of each query [B, T], int64: the row of its sequence's first key, and its own position, -1 before all keys."""
+    """Of each query [B, T], int64: the row of its sequence's first key, its own position, -1 before all keys, and how
+    many keys its sequence has."""
 
     first: Tensor
     position: Tensor
+    keys: Tensor
 
     def rows(self, start: int, stop: int) -> "Places":
         """Those of the queries start .. stop - 1."""
-        return Places(self.first[:, start:stop], self.position[:, start:stop])
+        return Places(*(x[:, start:stop] for x in self))
 
     def span(self) -> tuple[int, int]:
         """The rows from the first to the last one that any of these queries may read."""
@@ -43,10 +45,22 @@ def places(
             expect("key_lengths", key_lengths, B)
         last = S if key_lengths is None else key_lengths.to(q.device).long()[:, None]
         position = (token + last - T).clamp(min=-1).expand(B, T)
-        return Places(torch.zeros_like(position), position)
+        return Places(torch.zeros_like(position), position, torch.as_tensor(last, device=q.device).expand(B, T))
     bounds = cu_seqlens.to(q.device).long()
     keys = bounds if cu_seqlens_k is None else cu_seqlens_k.to(q.device).long()
     sequence = torch.searchsorted(bounds, token, right=True) - 1  # the last that begins here: others are empty
     first = keys[sequence]
-    position = token - bounds[sequence + 1] + keys[sequence + 1] - first
-    return Places(first[None], position[None])
+    count = keys[sequence + 1] - first
+    return Places(first[None], (token - bounds[sequence + 1] + count)[None], count[None])
+
+
+def check_lists(name: str, lists: Tensor, end: Tensor) -> None:
+    """Raise ValueError where lists [B, T, ..., N] on a CPU are not in -1 .. end [B, T] less one."""
+    if lists.is_cuda or torch.compiler.is_compiling():
+        return
+    wrong = (lists < -1) | (lists >= end.reshape(*end.shape, *[1] * (lists.dim() - 2)))
+    if wrong.any():
+        b, t = wrong.nonzero()[0, :2].tolist()
+        raise ValueError(
+            f"{name} of query {t} must lie in -1 .. {int(end[b, t]) - 1}, and one is {int(lists[wrong][0])}"
+        )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from evalsuite_kernels.sparse.chunked import tokens_of
 from evalsuite_kernels.sparse.places import Places
 
 
@@ -12,8 +13,14 @@ def scores(q: Tensor, k: Tensor, weights: Tensor, scale: float) -> Tensor:
 
 
 def best(values: Tensor, count: int) -> Tensor:
-    """The positions of the `count` largest values [S], of equal ones the first, in ascending order."""
-    return values.sort(descending=True, stable=True).indices[:count].sort().values
+    """The positions of the `count` largest values [S], of equal ones the first, in ascending order; NaN is largest."""
+    return (
+        values.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        .sort(descending=True, stable=True)
+        .indices[:count]
+        .sort()
+        .values
+    )
 
 
 def index(q: Tensor, k: Tensor, weights: Tensor, topk: int, scale: float, where: Places) -> Tensor:
@@ -41,3 +48,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, where
                 weight = (k[b, row, h // (HQ // H)] @ q[b, t, h] * scale).softmax(0)
                 rows.append(weight @ v[b, row, h // (HQ // H)])  # of no key: zeros
     return torch.stack(rows).view(B, T, HQ, -1) if rows else q.new_zeros(B, T, HQ, v.shape[-1])
+
+
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int, scale: float, where: Places
+) -> Tensor:
+    """Shapes as in `block_attention`, blocks [B, T, G, N]."""
+    return attend(q, k, v, tokens_of(blocks, block_size, where), scale, where)

@@ -43,7 +43,8 @@ def score(
             at = mine.to(tl.int64)
             x = load_rows(q, b * sqb + at * sqt + (i + head) * sqh, there, D, BD, WIDE)
             weight = tl.load(w + b * swb + at * swt + (i + head) * swh, mask=there, other=0.0).to(tl.float32)
-            s = tl.maximum(tl.dot(x, tl.trans(y), input_precision="ieee"), 0.0) * weight[:, None]
+            s = tl.dot(x, tl.trans(y), input_precision="ieee")
+            s = tl.where(s < 0.0, 0.0, s) * weight[:, None]  # NaN stays
             total += tl.sum(tl.reshape(s, [BLOCK_T, BLOCK_H, BLOCK_N]), 1)
         out = (b * (stop - start) + tile * BLOCK_T + in_tile).to(tl.int64) * S
         seen = (begin == own)[:, None] & (column[None, :] <= last[:, None]) & (row < S)[None, :]
@@ -53,8 +54,9 @@ def score(
 
 @triton.jit
 def ordered(x):
-    """fp32 as int32 of the same order; -0.0 is 0.0."""
+    """fp32 as int32 of the same order; -0.0 is 0.0, and NaN infinite."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7F800000, bits)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

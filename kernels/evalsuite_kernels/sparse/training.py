@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from evalsuite_kernels.arguments import compute_dtype, expect
 from evalsuite_kernels.sparse import chunked
-from evalsuite_kernels.sparse.places import Places, places
+from evalsuite_kernels.sparse.places import Places, check_lists, places
 
 
 def index_loss(  # noqa: PLR0913 - two attentions and one list
@@ -52,7 +52,12 @@ def index_loss(  # noqa: PLR0913 - two attentions and one list
     expect("weights", weights, B, T, HI)
     scale = K**-0.5 if scale is None else scale
     index_scale = (HI * DI) ** -0.5 if index_scale is None else index_scale
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {k.shape[2]} heads of k")
     where = places(q, T, cu_seqlens, None, None)
+    if indices is not None:
+        expect("indices", indices, B, T, "N")
+        check_lists("indices", indices, where.position + 1)
     dtype = compute_dtype(q, k, index_q, index_k, weights)
     with torch.autocast(q.device.type, enabled=False):
         given = [x.to(dtype) for x in (index_q, index_k, weights)]
@@ -68,6 +73,7 @@ def selection_recall(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     where = places(q, k.shape[1], cu_seqlens, None, None)
+    check_lists("indices", indices, where.position + 1)
     dtype = compute_dtype(q, k)
     found = torch.zeros(q.shape[:2], dtype=dtype, device=q.device)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
@@ -117,32 +123,37 @@ class _Divergence(torch.autograd.Function):
         index_scale: float,
         where: Places,
     ) -> Tensor:
-        (B, T, HQ, _), S = q.shape, k.shape[1]
+        (B, T, HQ, _), S, HI = q.shape, k.shape[1], index_q.shape[2]
         given = index_q, index_k, weights
         owed = [torch.zeros_like(x) for x in given]
         total = q.new_zeros(())
-        each = B * S * HQ if indices is None else B * indices.shape[-1] * k.shape[2] * k.shape[3]
-        for start, stop in chunked.blocks(T, each, q.device):
+        taught = any(ctx.needs_input_grad[2:5])
+        each = S * max(HQ, HI) if indices is None else indices.shape[-1] * max(k.shape[2] * k.shape[3], HQ, HI)
+        for start, stop in chunked.blocks(T, B * each, q.device):
             here, x = where.rows(start, stop), q[:, start:stop]
-            a, b, c = (t.detach().requires_grad_() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
+            a, b, c = (t.detach() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
+            if taught:
+                a, b, c = (t.requires_grad_() for t in (a, b, c))
             if indices is None:
                 seen = chunked.visible(here, 0, S)
                 p = _attention(x, k, scale, seen)
-                with torch.enable_grad():
+                with torch.set_grad_enabled(taught):
                     scores = chunked.scores(a, b, c, index_scale)
             else:
                 listed = indices[:, start:stop]
                 row, seen = (listed + here.first[..., None]).clamp(0, S - 1), listed >= 0
                 p = _listed_attention(x, k, scale, row, ~seen)
-                with torch.enable_grad():
+                with torch.set_grad_enabled(taught):
                     scores = _listed_scores(a, b, c, index_scale, row)
             logs = scores.detach().masked_fill(~seen, -torch.inf).log_softmax(-1)
             total += torch.where(p > 0, p * (p.clamp(min=1e-30).log() - logs.masked_fill(~seen, 0)), 0).sum()
+            if not taught:
+                continue
             found = torch.autograd.grad(scores, (a, b, c), (logs.exp() - p).masked_fill(~seen, 0) / (B * T))
             owed[0][:, start:stop], owed[2][:, start:stop] = found[0], found[2]
             owed[1] += found[1]
         ctx.save_for_backward(*owed)
-        return total / (B * T)
+        return total / max(1, B * T)
 
     @staticmethod
     @once_differentiable
