@@ -109,6 +109,16 @@ def expect(name: str, x: Tensor, *shape: int | str) -> None:
         raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], not {list(x.shape)}")
 
 
+def expect_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless q is [B, T, HQ, K], k [B, S, H, K] and v [B, S, H, V], HQ a multiple of H."""
+    expect("q", q, "B", "T", "HQ", "K")
+    expect("k", k, q.shape[0], "S", "H", q.shape[3])
+    S, H = k.shape[1:3]
+    expect("v", v, q.shape[0], S, H, "V")
+    if H == 0 or q.shape[2] % H:
+        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {H} heads of k and v")
+
+
 def offsets(cu_seqlens: Tensor, batch: int, total: int, name: str = "cu_seqlens") -> list[int]:
     """The bounds of packed sequences as a list [N + 1]; empty sequences are allowed.
 

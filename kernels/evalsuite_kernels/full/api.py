@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, pieces
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, note, pieces
 from evalsuite_kernels.full import dispatch
 from evalsuite_kernels.full.chunked import by_blocks
 from evalsuite_kernels.full.reference import token_by_token
@@ -50,13 +50,9 @@ def full_attention(  # noqa: PLR0913 - the published operators take these, and n
         ValueError: shapes that do not fit, more queries than keys, wrong bounds, or an unknown impl or one that cannot
             run here.
     """
-    expect("q", q, "B", "T", "HQ", "K")
+    expect_heads(q, k, v)
     B, T, HQ, K = q.shape
-    expect("k", k, B, "S", "H", K)
-    S, H = k.shape[1:3]
-    expect("v", v, B, S, H, "V")
-    if H == 0 or HQ % H:
-        raise ValueError(f"q has {HQ} heads, which is no multiple of the {H} heads of k and v")
+    S = k.shape[1]
     if window is not None and window < 1:
         raise ValueError(f"window counts the query's own key, so it must be at least 1, not {window}")
     if sinks is not None:

@@ -5,7 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, note
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, note
 from evalsuite_kernels.sparse import chunked, reference
 from evalsuite_kernels.sparse.places import check_lists, places
 
@@ -175,13 +175,8 @@ def _alike(name: str, *tensors: Tensor) -> list[Tensor]:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, name: str) -> None:
-    expect("q", q, "B", "T", "HQ", "K")
-    B, T, HQ, K = q.shape
-    expect("k", k, B, "S", "H", K)
-    S, H = k.shape[1:3]
-    expect("v", v, B, S, H, "V")
-    if H == 0 or HQ % H:
-        raise ValueError(f"q has {HQ} heads, which is no multiple of the {H} heads of k and v")
+    expect_heads(q, k, v)
+    (B, T, HQ, _), H = q.shape, k.shape[2]
     if lists.dim() == 3:
         expect(name, lists, B, T, "N")
     else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from evalsuite_kernels.arguments import compute_dtype, expect
+from evalsuite_kernels.arguments import compute_dtype, expect, expect_heads
 from evalsuite_kernels.sparse import chunked
 from evalsuite_kernels.sparse.blocks import NSA, nsa_blocks
 
@@ -33,13 +33,8 @@ def compressed_attention(
     Raises:
         ValueError: shapes that do not fit, or more blocks always than topk.
     """
-    expect("q", q, "B", "T", "HQ", "K")
-    B, T, HQ, K = q.shape
-    expect("k", k, B, "M", "H", K)
-    M, H = k.shape[1:3]
-    expect("v", v, B, M, H, "V")
-    if H == 0 or HQ % H:
-        raise ValueError(f"q has {HQ} heads, which is no multiple of the {H} heads of k and v")
+    expect_heads(q, k, v)
+    (B, T, HQ, K), (M, H) = q.shape, k.shape[1:3]
     expect("position", position, B, T)
     dtype = compute_dtype(q, k, v)
     end = torch.arange(M, device=q.device) * sizes.stride + sizes.length - 1
