@@ -140,9 +140,10 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:
     rate = line["tokens"] / max(line["seconds"], 1e-9)
+    recall = f"recall {line['recall']:.3f}, " if "recall" in line else ""
     say(
         f"{name}: step {line['step']:.0f}, {line['tokens'] / 1e6:.1f}M tokens, loss {line['loss']:.3f}, "
-        f"right {line['accuracy']:.3f}, {rate:,.0f} tokens/s"
+        f"right {line['accuracy']:.3f}, {recall}{rate:,.0f} tokens/s"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evalsuite.lab import recall
-from evalsuite.lab.run import Plan, train
+from evalsuite.lab.run import Plan, _say, train
 from evalsuite.models.loading import read_json
 
 ASK = ["--tasks", "multihop.graph", "--set", "multihop.hops=1,2", "--set", "multihop.facts=8", "--lengths", "128"]
@@ -61,5 +61,8 @@ def test_mistakes_are_one_line(
 
 
 def test_training_tells_of_the_recall(checkpoint: Path) -> None:
+    said: list[str] = []
+    _say(said.append, "D", {"step": 1, "tokens": 2, "loss": 3.0, "accuracy": 0.5, "recall": 0.25, "seconds": 1})
+    assert "right 0.500, recall 0.250, 2 tokens/s" in said[0]
     history = read_json(checkpoint / "training.json")["history"]
     assert all(0 < line["recall"] <= 1 for line in history)
