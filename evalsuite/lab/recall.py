@@ -26,14 +26,14 @@ def measured(model: OwnModel, made: plan.Plan, by: str) -> Iterator[tuple[str, s
     that the answer is read from, and the mean over layers and all tokens."""
     device = next(model.model.parameters()).device
     for _, sample in made.samples(model.count):
+        if by not in sample.facets:
+            raise UserError(f"{sample.id} has no facet {by!r}; it has {', '.join(sorted(sample.facets))}")
         ids = model.encode(sample.text)
         if not 0 < len(ids) <= model.context:
             raise UserError(
                 f"{sample.id} has {len(ids)} tokens, beyond the context of {model.context}; lower --lengths"
             )
         recall = model.model.selection_recall(torch.tensor([ids], device=device))[:, 0].double()
-        if by not in sample.facets:
-            raise UserError(f"{sample.id} has no facet {by!r}; it has {', '.join(sorted(sample.facets))}")
         facet = str(sample.facets[by])
         yield sample.task, facet, sample.cluster or sample.id, recall[:, -1].tolist(), recall.mean().item()
 

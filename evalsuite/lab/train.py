@@ -144,7 +144,7 @@ class Trainer:
         self.model.train()
         began = time.perf_counter() - self.seconds
         for ids, labels in batches(stream, data, self.step):
-            self.model.config.index_phase = self.recipe.phase(self.step, stream.steps)
+            self._enter(self.step, stream.steps)
             loss, accuracy = self.update(ids, labels, self.recipe.rate(self.step, stream.steps))
             self.step += 1
             self.seconds = time.perf_counter() - began
@@ -159,8 +159,13 @@ class Trainer:
                     raise UserError(f"loss is {line['loss']} at step {self.step}; lower --lr and take another --out")
             if self.step % 250 == 0:
                 self.save(out)
-        self.model.config.index_phase = self.recipe.phase(stream.steps - 1, stream.steps)
+        self._enter(stream.steps - 1, stream.steps)
         self.save(out)
+
+    def _enter(self, step: int, steps: int) -> None:
+        """The phase of a step; without an indexer there is one, and no second recording."""
+        if "D" in self.config.pattern:
+            self.model.config.index_phase = self.recipe.phase(step, steps)
 
     def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         """One step on ids and labels `[rows, length]` at this share of the learning rate; its loss and accuracy."""

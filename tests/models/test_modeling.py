@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evalsuite.models.cache import KVLayer
@@ -9,20 +10,6 @@ from evalsuite.models.config import LETTERS, EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 
 DESIGNS = [*(letter * 2 for letter in LETTERS), "KKKF", "LLLF", "SCSF", "KKKD"]
-
-
-def tiny(pattern: str, **changes: object) -> EvalsuiteForCausalLM:
-    torch.manual_seed(0)
-    settings: dict[str, object] = {
-        "vocab_size": 97, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-        "intermediate_size": 48, "window": 5, "pattern": pattern, "max_position_embeddings": 128,
-        "index_topk": 5, "index_dim": 8, "block_size": 4, "block_topk": 3, "compressed_size": 4,
-    }  # fmt: skip
-    model = EvalsuiteForCausalLM(EvalsuiteConfig(**{**settings, **changes})).double().eval()
-    for p in model.parameters():  # zero-initialised projections would hide every fault
-        if p.dim() >= 2:
-            torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-    return model
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -5,27 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny
 
 from evalsuite.lab.data import IGNORE
 from evalsuite.lab.train import Recipe, loss_of
-from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.config import LETTERS, EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.models.presets import PRESETS, pattern_of
 from evalsuite_kernels import record
-
-
-def tiny(pattern: str, **changes: object) -> EvalsuiteForCausalLM:
-    torch.manual_seed(0)
-    settings: dict[str, object] = {
-        "vocab_size": 97, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-        "intermediate_size": 48, "window": 5, "pattern": pattern, "max_position_embeddings": 128,
-        "index_topk": 5, "index_dim": 8, "block_size": 4, "block_topk": 3, "compressed_size": 4,
-    }  # fmt: skip
-    model = EvalsuiteForCausalLM(EvalsuiteConfig(**{**settings, **changes})).double().eval()
-    for name, p in model.named_parameters():  # zero-initialised projections would hide every fault
-        if p.dim() >= 2 and "compress" not in name:
-            torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-    return model
 
 
 def full_twin(model: EvalsuiteForCausalLM) -> EvalsuiteForCausalLM:
@@ -219,6 +206,7 @@ def test_the_presets_are_there() -> None:
     }  # fmt: skip
     assert {name: pattern_of(name) for name in want} == want
     assert set(want) <= set(PRESETS)
+    assert pattern_of("".join(LETTERS)) == "".join(LETTERS)
     assert EvalsuiteConfig(pattern="DK").layer_types == ["indexed_attention", "linear_attention"]
     assert EvalsuiteConfig(pattern="D", max_position_embeddings=512).topk == 32
 

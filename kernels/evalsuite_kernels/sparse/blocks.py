@@ -55,7 +55,10 @@ def moba_blocks(
     """
     expect("q", q, "B", "T", "HQ", "K")
     expect("k", k, q.shape[0], "S", "H", q.shape[3])
-    group = _group(q, k, block_size)
+    _check_size(block_size)
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {k.shape[2]} heads of k")
+    group = q.shape[2] // k.shape[2]
 
     def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
         means = F.pad(k, (0, 0, 0, 0, 0, -k.shape[1] % block_size)).unflatten(1, (-1, block_size)).mean(2)
@@ -99,7 +102,7 @@ def index_blocks(  # noqa: PLR0913 - as `full_attention`
     """
     expect("q", q, "B", "T", "H", "DI")
     expect("k", k, q.shape[0], "S", q.shape[3])
-    _group(q, q, block_size)
+    _check_size(block_size)
 
     def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
         where = Places(torch.zeros_like(position), position, torch.full_like(position, k.shape[1]))
@@ -149,13 +152,9 @@ def nsa_blocks(weights: Tensor, position: Tensor, tokens: int, sizes: NSA) -> Te
     return _chosen(values, position, weights.shape[2], shared.shape[1], block_size, topk, initial=initial, local=local)
 
 
-def _group(q: Tensor, k: Tensor, block_size: int) -> int:
-    """Query heads for each key head."""
+def _check_size(block_size: int) -> None:
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, not {block_size}")
-    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {k.shape[2]} heads of k")
-    return q.shape[2] // k.shape[2]
 
 
 def _of_each(
@@ -191,7 +190,7 @@ def _chosen(
     B, T = position.shape
     block = torch.arange(count, device=position.device)
     found = torch.full((B, T, lists, topk), -1, dtype=torch.int32, device=position.device)
-    for start, stop in chunked.blocks(T, B * lists * max(count, 1) * block_size, position.device):
+    for start, stop in chunked.query_blocks(T, B * lists * max(count, 1) * block_size, position.device):
         own = torch.div(position[:, start:stop, None, None], block_size, rounding_mode="floor")
         always = (block < initial) | (block > own - local)
         scores = values(start, stop)

@@ -11,7 +11,7 @@ from evalsuite_kernels.sparse.places import Places
 ROOM = {"cpu": 2**22}  # numbers of a block's largest tensor; 2**26 elsewhere
 
 
-def blocks(T: int, each: int, device: torch.device) -> Iterator[tuple[int, int]]:
+def query_blocks(T: int, each: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Bounds of blocks of queries, of which one makes `each` numbers."""
     size = max(1, ROOM.get(device.type, 2**26) // max(1, each))
     for start in range(0, T, size):
@@ -57,7 +57,7 @@ def index(q: Tensor, k: Tensor, weights: Tensor, topk: int, scale: float, where:
     (B, T, HI, _), S = q.shape, k.shape[1]
     count = min(topk, S)
     found = torch.full((B, T, count), -1, dtype=torch.int32, device=q.device)
-    for start, stop in blocks(T, B * S * HI, q.device):
+    for start, stop in query_blocks(T, B * S * HI, q.device):
         here = where.rows(start, stop)
         low, high = here.span()
         values = scores(q[:, start:stop], k[:, low:high], weights[:, start:stop], scale)
@@ -77,7 +77,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, where
 
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     parts = []
-    for start, stop in blocks(T, B * lists * N * (K + v.shape[-1]), q.device):
+    for start, stop in query_blocks(T, B * lists * N * (K + v.shape[-1]), q.device):
         given = q[:, start:stop], k, v, start, stop
         # what a block has gathered is gathered again for its gradient
         parts.append(
@@ -87,21 +87,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float, where
 
 
 def attend_blocks(
-    q: Tensor, k: Tensor, v: Tensor, blocks_: Tensor, block_size: int, scale: float, where: Places
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int, scale: float, where: Places
 ) -> Tensor:
     """Shapes as in `block_attention`, blocks [B, T, G, N]."""
-    (B, T, HQ, _), (G, N) = q.shape, blocks_.shape[2:]
+    (B, T, HQ, _), (G, N) = q.shape, blocks.shape[2:]
     parts = [
-        attend(q[:, a:b], k, v, tokens_of(blocks_[:, a:b], block_size, where.rows(a, b)), scale, where.rows(a, b))
-        for a, b in blocks(T, B * G * N * block_size, q.device)
+        attend(q[:, a:b], k, v, tokens_of(blocks[:, a:b], block_size, where.rows(a, b)), scale, where.rows(a, b))
+        for a, b in query_blocks(T, B * G * N * block_size, q.device)
     ]
     return torch.cat(parts, 1) if parts else q.new_zeros(B, T, HQ, v.shape[-1])
 
 
-def tokens_of(blocks_: Tensor, block_size: int, where: Places) -> Tensor:
+def tokens_of(blocks: Tensor, block_size: int, where: Places) -> Tensor:
     """The positions up to each query's own that blocks [B, T, G, N] hold: int64 [B, T, G, N * block_size]."""
-    position = (blocks_.long() * block_size)[..., None] + torch.arange(block_size, device=blocks_.device)
-    seen = (blocks_ >= 0)[..., None] & (position <= where.position[..., None, None, None])
+    position = (blocks.long() * block_size)[..., None] + torch.arange(block_size, device=blocks.device)
+    seen = (blocks >= 0)[..., None] & (position <= where.position[..., None, None, None])
     return torch.where(seen, position, -1).flatten(3)
 
 

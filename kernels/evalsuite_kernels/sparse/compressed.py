@@ -56,7 +56,7 @@ def compressed_attention(
     blocks = [torch.empty(B, 0, H, sizes.topk, dtype=torch.int32, device=q.device)]
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = (t.to(dtype) for t in (q, k, v))
-        for start, stop in chunked.blocks(T, B * HQ * max(M, 1), q.device):
+        for start, stop in chunked.query_blocks(T, B * HQ * max(M, 1), q.device):
             o, listed = run(x[:, start:stop], y, z, position[:, start:stop])
             outs.append(o)
             blocks.append(listed)

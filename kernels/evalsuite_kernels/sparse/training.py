@@ -78,7 +78,7 @@ def selection_recall(
     found = torch.zeros(q.shape[:2], dtype=dtype, device=q.device)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         q, k = q.to(dtype), k.to(dtype)
-        for start, stop in chunked.blocks(q.shape[1], q.shape[0] * q.shape[2] * k.shape[1], q.device):
+        for start, stop in chunked.query_blocks(q.shape[1], q.shape[0] * q.shape[2] * k.shape[1], q.device):
             here, listed = where.rows(start, stop), indices[:, start:stop]
             p = _attention(q[:, start:stop], k, scale, chunked.visible(here, 0, k.shape[1]))
             row = (listed + here.first[..., None]).clamp(0, k.shape[1] - 1)
@@ -129,7 +129,7 @@ class _Divergence(torch.autograd.Function):
         total = q.new_zeros(())
         taught = any(ctx.needs_input_grad[2:5])
         each = S * max(HQ, HI) if indices is None else indices.shape[-1] * max(k.shape[2] * k.shape[3], HQ, HI)
-        for start, stop in chunked.blocks(T, B * each, q.device):
+        for start, stop in chunked.query_blocks(T, B * each, q.device):
             here, x = where.rows(start, stop), q[:, start:stop]
             a, b, c = (t.detach() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
             if taught:

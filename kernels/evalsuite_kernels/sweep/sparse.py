@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evalsuite_kernels import block_attention, lightning_index, sparse_attention
@@ -116,10 +117,10 @@ def whole(x: dict[str, Tensor], impl: str, blocks: bool) -> list[Tensor]:
     q, k, v = x["q"], x["k"], x["v"]
     chosen = lightning_index(x["iq"], x["ik"], x["w"], 40, impl=impl)
     if blocks:
-        lists = torch.where(chosen[..., :4] >= 0, chosen[..., :4] // 16, -1)
-        kept = lists[..., :1] != lists  # each block once
-        lists = torch.cat([lists[..., :1], torch.where(kept[..., 1:2], lists[..., 1:2], -1)], -1)
-        return [chosen, block_attention(q, k, v, lists, 16, impl=impl)]
+        two = F.pad(chosen, (0, 1), value=-1)  # a single query has one
+        first, second = (torch.where(two[..., i] >= 0, two[..., i] // 16, -1) for i in (0, 1))
+        named = torch.stack([first, torch.where(second != first, second, -1)], -1)  # each block once
+        return [chosen, block_attention(q, k, v, named, 16, impl=impl)]
     return [chosen, sparse_attention(q, k, v, chosen, impl=impl)]
 
 
