@@ -6,7 +6,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
 from evalsuite_kernels.gluon import copy, exp2, meet, softplus
-from evalsuite_kernels.hopper_solve import PAIRS, SHARED, C, length, lines, put, solved, strengths, times
+from evalsuite_kernels.hopper_solve import PAIRS, SHARED, C, lines, put, rate, solved, strengths, times
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -72,8 +72,9 @@ def head_blocks(
     of_q = gl.full([C], scale, gl.float32, gl.SliceLayout(1, PAIRS))
     of_k = gl.full([C], 1.0, gl.float32, gl.SliceLayout(1, PAIRS))
     if UNIT:
-        of_q = gl.convert_layout(length(xs.load(KEYS).to(gl.float32)), gl.SliceLayout(1, PAIRS))
-        of_k = gl.convert_layout(length(ys.load(KEYS).to(gl.float32)), gl.SliceLayout(1, PAIRS))
+        x, y = xs.load(KEYS).to(gl.float32), ys.load(KEYS).to(gl.float32)
+        of_q = gl.convert_layout(rate(gl.sum(x * x, 1)), gl.SliceLayout(1, PAIRS))
+        of_k = gl.convert_layout(rate(gl.sum(y * y, 1)), gl.SliceLayout(1, PAIRS))
         gl.store(rates + block * (2 * C) + i, of_q)
         gl.store(rates + block * (2 * C) + C + i, of_k)
         across = gl.convert_layout(of_k, gl.SliceLayout(0, PAIRS))
@@ -89,8 +90,8 @@ def head_blocks(
     key = hopper.warpgroup_mma(tiles.index(3).permute((1, 0)), ys, key, use_acc=False, is_async=True)
     key = hopper.warpgroup_mma(tiles.index(2).permute((1, 0)), ys, key, is_async=True)
     key = hopper.warpgroup_mma_wait(0, [key])
-    lines(p, P + block * (C * C), tiles.index(0))
-    lines(key, Kg + block * (C * K), xs)
+    lines(p, P + block * (C * C), C, tiles.index(0))
+    lines(key, Kg + block * (C * K), K, xs)
     if keep > 0:
         meet()  # Kg has left
-        lines(key - key.to(gl.bfloat16).to(gl.float32), rest + block * (C * K), xs)
+        lines(key - key.to(gl.bfloat16).to(gl.float32), rest + block * (C * K), K, xs)

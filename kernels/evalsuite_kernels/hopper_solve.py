@@ -107,18 +107,18 @@ def strengths(beta, start, stop, h, HV, beta_max, SIGMOID: gl.constexpr):
 
 
 @gluon.jit
-def lines(x, to, tile):
-    """x to a matrix [C, width] in bf16 in memory, by whole lines, through a tile that nobody still reads."""
+def lines(x, to, stride, tile):
+    """x [C, width] to rows in bf16 in memory, by whole lines, through a tile that nobody still reads."""
     width: gl.constexpr = tile.shape[1]
     L: gl.constexpr = gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
     i = gl.arange(0, C, gl.SliceLayout(1, L))[:, None]
     d = gl.arange(0, width, gl.SliceLayout(0, L))[None, :]
     tile.store(x.to(gl.bfloat16))
     meet()
-    gl.store(to + i * width + d, tile.load(L))
+    gl.store(to + i * stride + d, tile.load(L))
 
 
 @gluon.jit
-def length(x):
-    """1 / |x| of rows, |x| at least 1e-12."""
-    return 1.0 / gl.maximum(gl.sqrt(gl.sum(x * x, 1)), 1e-12)
+def rate(squares):
+    """1 / |x| of the sum of an x's squares, |x| at least 1e-12."""
+    return 1.0 / gl.maximum(gl.sqrt(squares), 1e-12)

@@ -20,6 +20,13 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def _begin() -> None:
+    """What Triton does once in a process, at a time: it hashes its own files while a C compiler makes its driver."""
+    with ThreadPoolExecutor(1) as hashing:
+        hashing.submit(getattr(triton.runtime.cache, "triton_key", bool))  # kept by Triton
+        triton.runtime.driver.active.get_current_device()
+
+
 def _load(kernel: Any, device: torch.device) -> None:
     """Wait until a kernel is compiled, and make what launches it: Triton 3.6 asks a C compiler for that."""
     with _on(device):
@@ -60,6 +67,8 @@ def compile_all(calls: Mapping[tuple[Any, ...], Launches], device: torch.device)
     new = {kind: call for kind, call in calls.items() if (kind, device) not in COMPILED}
     if not new or INTERPRETED or not hasattr(triton, "AsyncCompileMode"):
         return
+    if not COMPILED and torch.cuda.is_available():
+        _begin()
     with (
         _on(device),
         ThreadPoolExecutor() as loading,

@@ -23,12 +23,20 @@ from evalsuite_kernels.sweep.common import attend, call, inputs
 if op == "full":
     leaves = {n: torch.randn(1, 1024, 4, 128, device="cuda", dtype=torch.bfloat16) for n in "qkv"}
     run = lambda: attend(leaves["q"], leaves["k"], leaves["v"], "triton")
-elif op == "sparse":
-    from evalsuite_kernels import lightning_index, sparse_attention
-    from evalsuite_kernels.sweep.sparse import heads, indexer
-    leaves = dict(zip("qkv", heads(1, 1024, 1024, torch.bfloat16, "cuda", (16, 1, 128, 128))))
+elif op == "index":
+    from evalsuite_kernels import lightning_index
+    from evalsuite_kernels.sweep.sparse import indexer
     scored = indexer(1, 1024, 1024, torch.bfloat16, "cuda")
-    run = lambda: sparse_attention(**leaves, indices=lightning_index(*scored, 64, impl="triton"), impl="triton")
+    run = lambda: lightning_index(*scored, 64, impl="triton")
+elif op in ("sparse", "blocks"):
+    from evalsuite_kernels import block_attention, sparse_attention
+    from evalsuite_kernels.sweep.sparse import heads
+    leaves = dict(zip("qkv", heads(1, 1024, 1024, torch.bfloat16, "cuda", (16, 1, 128, 128))))
+    lists = torch.arange(64 if op == "sparse" else 8, device="cuda", dtype=torch.int32).expand(1, 1024, -1)
+    if op == "sparse":
+        run = lambda: sparse_attention(**leaves, indices=lists, impl="triton")
+    else:
+        run = lambda: block_attention(**leaves, blocks=lists, block_size=64, impl="triton")
 else:
     given = inputs(op, 1, 1024, 4, 128, regime="softplus")
     leaves = {n: t for n, t in given.items() if t is not None and t.dim() > 1}
@@ -88,8 +96,9 @@ def first(program: str, arguments: list[str], limit: float) -> Row:
 def start(report: Report) -> None:
     """Fill the report; "seconds" are those of the first call, "again_seconds" of the second."""
     jobs: dict[str, tuple[str, list[str], float]] = {}
+    others = ("full", "index", "sparse", "blocks", *(op for op in OPERATORS if op != "kda"))
     for way in ("forward", "both"):
-        for op in ("kda", "full", "sparse", *(op for op in OPERATORS if op != "kda")):
+        for op in ("kda", *(op for op in others if (op, way) != ("index", "both"))):
             jobs[f"{op} {way}"] = OPERATOR, [op, way], LIMITS["op"]
     for way in ("plain", "fused"):
         for op in ("kda", "gdn"):
