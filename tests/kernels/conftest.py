@@ -13,7 +13,7 @@ def _poisoned_memory(monkeypatch):
 
         def poisoned(*args, **kwargs):
             x = make(*args, **kwargs)
-            return x.fill_(torch.nan) if x.is_floating_point() else x
+            return x.fill_(torch.nan) if x.is_floating_point() and not x.requires_grad else x
 
         monkeypatch.setattr(place, name, poisoned)
 

@@ -39,13 +39,17 @@ def places(
     given = [x for x in (cu_seqlens, cu_seqlens_k, key_lengths) if x is not None]
     if not torch.compiler.is_compiling() and not any(x.is_cuda for x in given):
         pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
+    if cu_seqlens is None and key_lengths is None:  # a step of decoding waits for every kernel here
+        position = torch.arange(S - T, S, device=q.device).expand(B, T)
+        first, keys = (torch.full((B, T), n, device=q.device) for n in (0, S))
+        return Places(first, position if S >= T else position.clamp(min=-1), keys)
     token = torch.arange(T, device=q.device)
     if cu_seqlens is None:
-        if key_lengths is not None:
-            expect("key_lengths", key_lengths, B)
-        last = S if key_lengths is None else key_lengths.to(q.device).long()[:, None]
-        position = (token + last - T).clamp(min=-1).expand(B, T)
-        return Places(torch.zeros_like(position), position, torch.as_tensor(last, device=q.device).expand(B, T))
+        assert key_lengths is not None
+        expect("key_lengths", key_lengths, B)
+        keys = key_lengths.to(q.device).long()[:, None].expand(B, T)
+        position = (token + keys - T).clamp(min=-1)
+        return Places(torch.zeros_like(position), position, keys)
     bounds = cu_seqlens.to(q.device).long()
     keys = bounds if cu_seqlens_k is None else cu_seqlens_k.to(q.device).long()
     sequence = torch.searchsorted(bounds, token, right=True) - 1  # the last that begins here: others are empty

@@ -136,70 +136,78 @@ def collect(
         column = at + tl.arange(0, TILE)
         there = column < count
         x = ordered(tl.load(scores + column, mask=there, other=0.0))
+        take = there & (x > least)
         same = (there & (x == least)).to(tl.int32)
-        take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= topk)))
-        one = take.to(tl.int32)
-        slot = kept + tl.cumsum(one, 0) - 1
-        tl.store(values + slot, x, mask=take & (slot < CAP))
-        tl.store(places + slot, column, mask=take & (slot < CAP))
-        kept += tl.sum(one, 0)
-        tied += tl.sum(same, 0)
-        reach += tl.sum((there & (x >= least)).to(tl.int32), 0)
+        both = tl.sum(take.to(tl.int32) + same * 65536, 0)  # one sum for two: a tile has fewer than 65536
+        equal = both >> 16
+        if equal > 0:
+            take = take | ((same > 0) & (tied + tl.cumsum(same, 0) <= topk))
+        slot = kept + tl.cumsum(take.to(tl.int32), 0) - 1
+        fits = take & (slot < CAP)
+        tl.store(values + slot, x, mask=fits)
+        tl.store(places + slot, column, mask=fits)
+        kept += (both & 65535) + tl.maximum(tl.minimum(equal, topk - tied), 0)
+        tied += equal
+        reach += (both & 65535) + equal
     tl.store(sizes + 2 * pid, tl.where(sifted & (kept <= CAP), kept, -1))
     tl.store(sizes + 2 * pid + 1, reach)
 
 
 @triton.jit
-def _entries(scores, values, places, at, n, TILE: tl.constexpr, DIRECT: tl.constexpr):
-    """A tile of numbers, their positions, and which of them are there."""
-    each = at + tl.arange(0, TILE)
-    there = each < n
-    if DIRECT:
-        return ordered(tl.load(scores + each, mask=there, other=0.0)), each, there
-    else:
-        return tl.load(values + each, mask=there, other=0), tl.load(places + each, mask=there, other=0), there
+def _store(x, column, there, least, wanted, taken, tied, found):
+    """The positions of what is larger than `least`, and of the first `wanted` numbers like it, in order; returns how
+    many have been taken, and how many are like it."""
+    same = (there & (x == least)).to(tl.int32)
+    take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= wanted)))
+    one = take.to(tl.int32)
+    tl.store(found + taken + tl.cumsum(one, 0) - 1, column, mask=take)
+    return taken + tl.sum(one, 0), tied + tl.sum(same, 0)
 
 
 @triton.jit
-def _pick(
-    scores, values, places, sizes, found, count, parts, topk,
-    CAP: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
-):  # fmt: skip
-    """The positions of the topk largest numbers, of equal ones the first, ascending; returns how many there are.
-
-    With DIRECT of `count` scores, else of what `collect` kept of each part. The least number that is taken is found
-    byte by byte, from how many numbers have which byte.
-    """
-    wanted = tl.minimum(topk, count)
+def _pick(scores, found, count, wanted, TILE: tl.constexpr):
+    """Of `count` scores the `wanted` largest, found byte by byte, from how many numbers have which byte."""
     least = wanted * 0
     for i in tl.static_range(4):
         hist = tl.zeros([256], tl.int32)
-        for part in range(parts):
-            n = count if DIRECT else tl.load(sizes + 2 * part)
-            for at in range(0, n, TILE):
-                x, _, there = _entries(scores, values + part * CAP, places + part * CAP, at, n, TILE, DIRECT)
-                digit, alike = _digit(x, least, i)
-                hist += tl.histogram(digit, 256, mask=there & alike)
+        for at in range(0, count, TILE):
+            column = at + tl.arange(0, TILE)
+            x = ordered(tl.load(scores + column, mask=column < count, other=0.0))
+            digit, alike = _digit(x, least, i)
+            hist += tl.histogram(digit, 256, mask=(column < count) & alike)
         least, wanted = _next(hist, least, wanted, i)
     taken = count * 0
     tied = count * 0
-    for part in range(parts):
-        n = count if DIRECT else tl.load(sizes + 2 * part)
-        for at in range(0, n, TILE):
-            x, column, there = _entries(scores, values + part * CAP, places + part * CAP, at, n, TILE, DIRECT)
-            same = (there & (x == least)).to(tl.int32)
-            take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= wanted)))
-            one = take.to(tl.int32)
-            tl.store(found + taken + tl.cumsum(one, 0) - 1, column, mask=take)
-            taken += tl.sum(one, 0)
-            tied += tl.sum(same, 0)
-    return taken
+    for at in range(0, count, TILE):
+        column = at + tl.arange(0, TILE)
+        x = ordered(tl.load(scores + column, mask=column < count, other=0.0))
+        taken, tied = _store(x, column, column < count, least, wanted, taken, tied, found)
+
+
+@triton.jit
+def _pick_kept(values, places, sizes, found, parts, wanted, KEPT: tl.constexpr, CAP: tl.constexpr):
+    """As `_pick`, of the KEPT numbers at most that `collect` kept of all parts; they are read once."""
+    each = tl.arange(0, KEPT)
+    at = each
+    total = wanted * 0
+    for part in range(parts):  # a number's place: what the parts before leave free lies between
+        n = tl.load(sizes + 2 * part)
+        total += n
+        at += tl.where(each >= total, CAP - n, 0)
+    there = each < total
+    x = tl.load(values + at, mask=there, other=0)
+    column = tl.load(places + at, mask=there, other=0)
+    least = wanted * 0
+    for i in tl.static_range(4):
+        digit, alike = _digit(x, least, i)
+        least, wanted = _next(tl.histogram(digit, 256, mask=there & alike), least, wanted, i)
+    _store(x, column, there, least, wanted, total * 0, total * 0, found)
 
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
 def choose(
     scores, first, position, values, places, sizes, found, start, stop, T, S, topk, parts,
-    CAP: tl.constexpr, TILE: tl.constexpr,
+    KEPT: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """found [B, T, topk] of the queries start .. stop - 1: the positions of the topk largest scores that each sees, of
     equal ones the earliest, ascending, then -1.
@@ -215,22 +223,22 @@ def choose(
     found += at * topk
     count = _seen(first, position, at, S)
     reach = count * 0
+    kept = count * 0
     fits = count >= 0
     for part in range(parts):
+        n = tl.load(sizes + 2 * (row + part))
+        kept += n
+        fits = fits & (n >= 0)
         reach += tl.load(sizes + 2 * (row + part) + 1)
-        fits = fits & (tl.load(sizes + 2 * (row + part)) >= 0)
-    values += row * CAP
-    places += row * CAP
-    sizes += 2 * row
     taken = tl.minimum(count, topk)
     if count <= topk:
         for each in range(0, count, TILE):
             column = each + tl.arange(0, TILE)
             tl.store(found + column, column, mask=column < count)
-    elif fits & (reach >= topk):
-        taken = _pick(scores, values, places, sizes, found, count, parts, topk, CAP, TILE, False)
+    elif fits & (reach >= topk) & (kept <= KEPT):
+        _pick_kept(values + row * CAP, places + row * CAP, sizes + 2 * row, found, parts, taken, KEPT, CAP)
     else:
-        taken = _pick(scores, values, places, sizes, found, count, 1, topk, CAP, TILE, True)
-    for each in range(0, topk, TILE):
+        _pick(scores, found, count, taken, TILE)
+    for each in range(taken // TILE * TILE, topk, TILE):
         column = each + tl.arange(0, TILE)
         tl.store(found + column, tl.full([TILE], -1, tl.int32), mask=(column >= taken) & (column < topk))

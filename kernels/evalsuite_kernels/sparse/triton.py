@@ -25,7 +25,7 @@ from evalsuite_kernels.sparse.places import Places
 LOG2E = math.log2(math.e)
 DECODE = 16  # queries up to here over more keys than these are decoding
 SPLIT = 512  # keys of a list that a program then reads
-ROOM = 2**26  # scores that are kept at a time
+ROOM = 2**28  # numbers that are kept at a time, of 4 bytes
 # (op, bytes of a number, larger head dim) -> query heads (for "rows" and "blocks": with their tokens) at most in a
 # tile, keys (for "blocks": at most) in a tile, num_warps, num_stages
 SETTINGS = {
@@ -61,9 +61,10 @@ SETTINGS = {
     ("scores", 4, 256): (16, 32, 4, 1),
 }
 CHOOSE = (2048, 8)  # numbers in a tile, num_warps
+MANY = 8192  # numbers that are chosen from at once by twice as many warps
 SAMPLE = (4096, 64)  # scores by which the rest is sifted, in runs of so many side by side
-FEW = 512  # rows up to here are sifted in parts, at once
-PART = 8192
+FEW = 128  # rows up to here are sifted in parts, at once
+PART = 4096
 
 
 def settings(op: str, x: Tensor, widest: int) -> tuple[int, int, int, int]:
@@ -85,12 +86,17 @@ def _names(where: Places) -> tuple[Tensor, Tensor]:
     return where.first.contiguous(), where.position.contiguous()
 
 
+def _kept(topk: int) -> int:
+    """How many numbers are kept for a choice of topk: those that are sifted are seldom twice as many."""
+    return 4 * max(16, triton.next_power_of_2(topk))
+
+
 class Sieve(NamedTuple):
     """What is kept of rows of scores before the choice: see `select.collect`."""
 
     part: int  # keys that a program walks over
     parts: int  # of a row
-    cap: int
+    cap: int  # of a part
     low: Tensor
     sizes: Tensor
     values: Tensor
@@ -100,7 +106,7 @@ class Sieve(NamedTuple):
     def of(cls, rows: int, S: int, found: Tensor) -> "Sieve":
         """For so many rows of S scores at a time, chosen into found [B, T, topk]. Few rows are walked over in parts."""
         part = PART if rows <= FEW else max(PART, triton.next_power_of_2(S))
-        parts, cap = triton.cdiv(S, part), min(part, 4 * max(16, triton.next_power_of_2(found.shape[-1])))
+        parts, cap = triton.cdiv(S, part), min(part, _kept(found.shape[-1]))
         shapes = (rows,), (rows, parts, 2), (rows, parts, cap), (rows, parts, cap)
         return cls(part, parts, cap, *(found.new_empty(shape) for shape in shapes))
 
@@ -121,8 +127,8 @@ def sift(
         TILE=tile, num_warps=warps,
     )  # fmt: skip
     launches.add(
-        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, CAP=cap, TILE=tile,
-        num_warps=warps,
+        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, KEPT=_kept(topk),
+        CAP=cap, TILE=tile, num_warps=2 * warps if _kept(topk) >= MANY else warps,
     )  # fmt: skip
 
 
@@ -143,7 +149,7 @@ def sparse_index(
         return found
     rows, BLOCK_N, warps, stages = settings("scores", q, D)
     heads = min(rows, triton.next_power_of_2(HI))
-    step = min(T, max(1, ROOM // (B * S)))
+    step = min(T, max(1, ROOM // (B * (S + 2 * _kept(found.shape[-1])))))
     scores = torch.empty(B * step * S, dtype=torch.float32, device=q.device)
     sieve, launches, parts = Sieve.of(B * step, S, found), Launches(), triton.cdiv(S, BLOCK_N)
     for start in range(0, T, step):
@@ -155,7 +161,8 @@ def sparse_index(
             BLOCK_H=heads, BLOCK_N=BLOCK_N, WIDE=INTERPRETED, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         sift(launches, sieve, B, (scores, first, position), found, bounds)
-    launches.run(("index", q.dtype, weights.dtype, first.dtype, D, heads, sieve.part, sieve.cap), q.device)
+    kind = "index", q.dtype, weights.dtype, first.dtype, D, heads, sieve.part, sieve.cap, _kept(found.shape[-1])
+    launches.run(kind, q.device)
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from evalsuite_kernels import block_attention, lightning_index, sparse_attention
 from evalsuite_kernels.sweep.common import Report, Row, attend, brief, milliseconds, poisoned
 from evalsuite_kernels.sweep.exact import errors, gradients, limit_of, name_of, replays, same
+from evalsuite_kernels.sweep.steps import replayed
 
 # T, query heads, key heads, K, V, tokens or blocks chosen, block size (0: tokens), lists ("shared", "key", "query")
 Case = tuple[int, int, int, int, int, int, int, str]
@@ -201,18 +202,32 @@ def timed(calls: dict[str, Callable[[], Any]], about: Row, seconds: float = 0.4)
     return [about | row for row in rows.values()]
 
 
-def dsa(T: int, S: int, B: int, hq: int, h: int) -> list[Row]:
+def _parts(B: int, T: int, S: int, hq: int, h: int) -> dict[str, Callable[[], Any]]:
     """The whole of it and its parts, beside our dense kernel."""
     q, k, v = heads(B, T, S, torch.bfloat16, "cuda", (hq, h, D, D))
     x = indexer(B, T, S, torch.bfloat16, "cuda")
     chosen = lightning_index(*x, TOPK)
-    calls = {
+    return {
         "dense": lambda: attend(q, k, v, "triton"),
         "dsa": lambda: sparse_attention(q, k, v, lightning_index(*x, TOPK)),
         "indexer": lambda: lightning_index(*x, TOPK),
         "attention": lambda: sparse_attention(q, k, v, chosen),
     }
-    return timed(calls, {"T": T, "S": S, "B": B, "HQ": hq, "H": h, "D": D, "HI": HI, "DI": DI, "topk": TOPK})
+
+
+def dsa(T: int, hq: int, h: int) -> list[Row]:
+    """A prefill."""
+    about = {"T": T, "B": 1, "HQ": hq, "H": h, "D": D, "HI": HI, "DI": DI, "topk": TOPK}
+    return timed(_parts(1, T, T, hq, h), about)
+
+
+@torch.no_grad()
+def decoded(S: int, B: int, hq: int, h: int) -> list[Row]:
+    """A step of B sequences inside a CUDA graph, over caches in turn that no cache of the GPU holds all of."""
+    sets = [_parts(B, 1, S, hq, h) for _ in range(4 if B == 1 else 1)]
+    about = {"S": S, "B": B, "HQ": hq, "H": h, "D": D, "HI": HI, "DI": DI, "topk": TOPK}
+    rows: list[Row] = [about | {"impl": name} | replayed([one[name] for one in sets] * 4) for name in sets[0]]
+    return [row | {"times_as_fast": rows[0]["us"] / row["us"]} for row in rows]
 
 
 def blocked(T: int, hq: int, h: int) -> list[Row]:
@@ -250,10 +265,10 @@ def sparse_speed(report: Report) -> None:
     """Fill the report with times; "peak_bytes" are beyond the inputs."""
     for hq, h in PREFILL:
         for T in LENGTHS:
-            report.add(f"dsa prefill T{T} HQ{hq} H{h}", partial(dsa, T, T, 1, hq, h))
+            report.add(f"dsa prefill T{T} HQ{hq} H{h}", partial(dsa, T, hq, h))
     for hq, h in DECODE:
         for B in (1, 16):
-            report.add(f"dsa decode S131072 B{B} HQ{hq} H{h}", partial(dsa, 1, 131072, B, hq, h))
+            report.add(f"dsa decode S131072 B{B} HQ{hq} H{h}", partial(decoded, 131072, B, hq, h))
     for hq, h in PREFILL:
         for T in LENGTHS:
             report.add(f"blocks T{T} HQ{hq} H{h}", partial(blocked, T, hq, h))
