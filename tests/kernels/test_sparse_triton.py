@@ -212,9 +212,12 @@ def same_choice(q, k, w, topk, **options):
     return got
 
 
+@pytest.mark.parametrize("programs", [1, 4096])
 @pytest.mark.parametrize(("T", "S", "topk"), [(1, 1, 1), (9, 9, 4), (5, 90, 7), (9, 9, 100), (1, 70, 70), (9, 150, 40)])
-def test_the_choice(T, S, topk, monkeypatch):
-    monkeypatch.setattr(kernels, "CHOOSE", (32, 4))
+def test_the_choice(T, S, topk, programs, monkeypatch):
+    """By programs that score a tile of keys or many."""
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    monkeypatch.setattr(kernels, "CHOOSE", {True: (32, 4), False: (32, 4)})
     same_choice(*indexer(T, S, B=2), topk, scale=0.5)
 
 
@@ -266,7 +269,7 @@ def chosen(scores, first, position, topk):
     """Of the scores [S] of one query."""
     found = torch.empty(1, 1, topk, dtype=torch.int32, device=DEVICE)
     launches, S = kernels.Launches(), len(scores)
-    kernels.sift(launches, kernels.Sieve.of(1, S, found), 1, (scores, first, position), found, (0, 1, 1, S))
+    kernels.sift(launches, kernels.Sieve.of(1, S, found), 1, (scores, first, position), found, (0, 1, 1, S, S))
     launches.run(("chosen", S, topk), found.device)
     return found[0, 0].tolist()
 
@@ -280,7 +283,8 @@ def sampled(S, COUNT=16, RUN=4):
 @pytest.mark.parametrize("kind", ["random", "equal", "few values", "rising", "seen high", "seen low", "infinite"])
 def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
     """Right, misled either way, or by a plateau that holds all that could be kept."""
-    for name, value in {"SAMPLE": (16, 4), "FEW": few, "PART": 64, "CHOOSE": (32, 4)}.items():
+    small = {"SAMPLE": (16, 4), "FEW": few, "PART": 64, "CHOOSE": {True: (32, 4), False: (32, 4)}}
+    for name, value in small.items():
         monkeypatch.setattr(kernels, name, value)
     S = 300
     x = torch.randn(S, device=DEVICE)
@@ -302,7 +306,8 @@ def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
 
 def test_both_ways_to_choose_are_taken(monkeypatch):
     """By what the sample lets through, and by all where that misled: not one of them always."""
-    for name, value in {"SAMPLE": (16, 4), "PART": 64, "CHOOSE": (32, 4)}.items():
+    small = {"SAMPLE": (16, 4), "PART": 64, "CHOOSE": {True: (32, 4), False: (32, 4)}}
+    for name, value in small.items():
         monkeypatch.setattr(kernels, name, value)
     S, reached = 300, {}
     place = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE), torch.full((1, 1), S - 1, device=DEVICE)
@@ -311,7 +316,7 @@ def test_both_ways_to_choose_are_taken(monkeypatch):
         x[sampled(S)] += shift
         found = torch.empty(1, 1, 40, dtype=torch.int32, device=DEVICE)
         launches, sieve = kernels.Launches(), kernels.Sieve.of(1, S, found)
-        kernels.sift(launches, sieve, 1, (x, *place), found, (0, 1, 1, S))
+        kernels.sift(launches, sieve, 1, (x, *place), found, (0, 1, 1, S, S))
         launches.run(("both", kind), found.device)
         reached[kind] = int(sieve.sizes[0, :, 1].sum())
         assert (sieve.sizes[0, :, 0] >= 0).all()

@@ -30,7 +30,7 @@ ROOM = 2**28  # numbers that are kept at a time, of 4 bytes
 # tile, keys (for "blocks": at most) in a tile, num_warps, num_stages
 SETTINGS = {
     ("forward", 2, 64): (64, 128, 4, 3),
-    ("forward", 2, 128): (64, 64, 4, 3),
+    ("forward", 2, 128): (64, 64, 4, 2),
     ("forward", 2, 256): (64, 32, 8, 2),
     ("forward", 4, 64): (16, 64, 4, 2),
     ("forward", 4, 128): (16, 32, 8, 2),
@@ -60,9 +60,12 @@ SETTINGS = {
     ("scores", 4, 128): (32, 32, 4, 1),
     ("scores", 4, 256): (16, 32, 4, 1),
 }
-CHOOSE = (2048, 8)  # numbers in a tile, num_warps
+# numbers in a tile, num_warps: for few rows, the sooner the better; for many, whose warps should wait for few others
+CHOOSE = {True: (2048, 8), False: (1024, 2)}
 MANY = 8192  # numbers that are chosen from at once by twice as many warps
 SAMPLE = (4096, 64)  # scores by which the rest is sifted, in runs of so many side by side
+APART = 8  # heads of an indexer up to here meet keys one after another, 64 queries at a time; more, side by side
+SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
 FEW = 128  # rows up to here are sifted in parts, at once
 PART = 4096
 
@@ -94,6 +97,7 @@ def _kept(topk: int) -> int:
 class Sieve(NamedTuple):
     """What is kept of rows of scores before the choice: see `select.collect`."""
 
+    few: bool
     part: int  # keys that a program walks over
     parts: int  # of a row
     cap: int  # of a part
@@ -105,21 +109,23 @@ class Sieve(NamedTuple):
     @classmethod
     def of(cls, rows: int, S: int, found: Tensor) -> "Sieve":
         """For so many rows of S scores at a time, chosen into found [B, T, topk]. Few rows are walked over in parts."""
-        part = PART if rows <= FEW else max(PART, triton.next_power_of_2(S))
+        few = rows <= FEW
+        part = PART if few else max(PART, triton.next_power_of_2(S))
         parts, cap = triton.cdiv(S, part), min(part, _kept(found.shape[-1]))
         shapes = (rows,), (rows, parts, 2), (rows, parts, cap), (rows, parts, cap)
-        return cls(part, parts, cap, *(found.new_empty(shape) for shape in shapes))
+        return cls(few, part, parts, cap, *(found.new_empty(shape) for shape in shapes))
 
 
 def sift(
     launches: Launches, sieve: Sieve, B: int, given: tuple[Tensor, ...], found: Tensor, bounds: tuple[int, ...]
 ) -> None:
-    """Add the choice of the queries start .. stop - 1 of each batch row; `given` are scores [B, stop - start, S], first
-    and position, and bounds start, stop, T and S."""
-    (tile, warps), topk, rows = CHOOSE, found.shape[-1], B * (bounds[1] - bounds[0])
-    part, parts, cap, low, *kept = sieve
+    """Add the choice of the queries start .. stop - 1 of each batch row; `given` are scores [B, stop - start, width],
+    first and position, and bounds start, stop, T, S and width."""
+    topk, rows = found.shape[-1], B * (bounds[1] - bounds[0])
+    few, part, parts, cap, low, *kept = sieve
+    (tile, warps), once = CHOOSE[few], _kept(topk) if few else 0
     launches.add(
-        select.sample, (rows,), *given, low, *bounds, topk, COUNT=SAMPLE[0], RUN=SAMPLE[1], num_warps=warps,
+        select.sample, (rows,), *given, low, *bounds, topk, COUNT=SAMPLE[0], RUN=SAMPLE[1], num_warps=8 if few else 4,
     )  # fmt: skip
     sizes, values, places = kept
     launches.add(
@@ -127,8 +133,8 @@ def sift(
         TILE=tile, num_warps=warps,
     )  # fmt: skip
     launches.add(
-        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, KEPT=_kept(topk),
-        CAP=cap, TILE=tile, num_warps=2 * warps if _kept(topk) >= MANY else warps,
+        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, ONCE=once,
+        CAP=cap, TILE=tile, num_warps=2 * warps if once >= MANY else warps,
     )  # fmt: skip
 
 
@@ -148,20 +154,34 @@ def sparse_index(
     if found.numel() == 0:
         return found
     rows, BLOCK_N, warps, stages = settings("scores", q, D)
-    heads = min(rows, triton.next_power_of_2(HI))
+    heads = 1 if HI <= APART else min(rows, triton.next_power_of_2(HI))
     step = min(T, max(1, ROOM // (B * (S + 2 * _kept(found.shape[-1])))))
-    scores = torch.empty(B * step * S, dtype=torch.float32, device=q.device)
+    width = triton.cdiv(S, 4) * 4
+    scores = torch.empty(B * step * width, dtype=torch.float32, device=q.device)
     sieve, launches, parts = Sieve.of(B * step, S, found), Launches(), triton.cdiv(S, BLOCK_N)
+    each = max(1, min(SPAN, B * triton.cdiv(step, rows // heads) * parts // PROGRAMS))
+    parts = triton.cdiv(parts, each)
     for start in range(0, T, step):
         bounds = start, min(start + step, T), T, S
         tiles = triton.cdiv(bounds[1] - start, rows // heads)
         launches.add(
             select.score, (B * tiles * parts,), q, k, weights, first, position, scores, scale, *bounds, HI, tiles,
-            parts, *q.stride()[:3], *k.stride()[:2], *weights.stride(), D=D, BD=pad(D), BLOCK_T=rows // heads,
-            BLOCK_H=heads, BLOCK_N=BLOCK_N, WIDE=INTERPRETED, num_warps=warps, num_stages=stages,
+            parts, each, *q.stride()[:3], *k.stride()[:2], *weights.stride(), D=D, BD=pad(D),
+            BLOCK_T=rows // heads, BLOCK_H=heads, BLOCK_N=BLOCK_N, WIDE=INTERPRETED, num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        sift(launches, sieve, B, (scores, first, position), found, bounds)
-    kind = "index", q.dtype, weights.dtype, first.dtype, D, heads, sieve.part, sieve.cap, _kept(found.shape[-1])
+        sift(launches, sieve, B, (scores, first, position), found, (*bounds, width))
+    kind = (
+        "index",
+        q.dtype,
+        weights.dtype,
+        first.dtype,
+        D,
+        heads,
+        sieve.few,
+        sieve.part,
+        sieve.cap,
+        _kept(found.shape[-1]),
+    )
     launches.run(kind, q.device)
     return found
 
