@@ -84,12 +84,19 @@ def _digit(x, least, i: tl.constexpr):
 
 
 @triton.jit
+def _count_and_most(a, x, b, y):
+    return a + b, tl.maximum(x, y)
+
+
+@triton.jit
 def _next(hist, least, wanted, i: tl.constexpr):
     """One more byte of the wanted-th largest number, from how many numbers have which byte; and which of those with
     this byte it is."""
-    from_here = tl.sum(hist, 0) - tl.cumsum(hist, 0) + hist  # numbers with this byte or a larger one
-    byte = tl.sum((from_here >= wanted).to(tl.int32), 0) - 1
-    wanted -= tl.max(tl.where(tl.arange(0, 256) > byte, from_here, 0), 0)
+    from_here = tl.cumsum(hist, 0, reverse=True)  # numbers with this byte or a larger one
+    enough = from_here >= wanted
+    byte, above = tl.reduce((enough.to(tl.int32), tl.where(enough, 0, from_here)), 0, _count_and_most)
+    byte -= 1
+    wanted -= above
     return byte - 128 if i == 0 else least * 256 + byte, wanted
 
 
