@@ -86,7 +86,9 @@ def forward(
     acc = tl.zeros([BLOCK_M, BV], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    end = length(entries, N, 256)
+    end = N
+    if not SPLIT:  # which reads too little to look for the end first
+        end = length(entries, N, 1024)
     stop = end
     if BLOCK:
         stop = end * BLOCK
