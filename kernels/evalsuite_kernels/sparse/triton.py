@@ -156,7 +156,7 @@ def sparse_index(
     rows, BLOCK_N, warps, stages = settings("scores", q, D)
     heads = 1 if HI <= APART else min(rows, triton.next_power_of_2(HI))
     step = min(T, max(1, ROOM // (B * (S + 2 * _kept(found.shape[-1])))))
-    width = triton.cdiv(S, 4) * 4
+    width = triton.cdiv(S, 4) * 4  # as `select.wide`
     scores = torch.empty(B * step * width, dtype=torch.float32, device=q.device)
     sieve, launches, parts = Sieve.of(B * step, S, found), Launches(), triton.cdiv(S, BLOCK_N)
     each = max(1, min(SPAN, B * triton.cdiv(step, rows // heads) * parts // PROGRAMS))
