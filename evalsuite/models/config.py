@@ -21,13 +21,12 @@ LETTERS: dict[str, str] = {
 }
 ROPE_FRACTION = {"R": 1.0, "P": 0.25, "S": 1.0}  # of each head; elsewhere 0
 ATTENTION = "FRPSDBT"  # what keeps keys and values
-LAYER_TYPES = {
+LAYER_TYPES = {  # words that every supported release of transformers knows
     "F": "full_attention",
     "R": "full_attention",
     "P": "full_attention",
     "S": "sliding_attention",
-    "C": "conv",
-    "D": "indexed_attention",
+    "D": "full_attention",
     "B": "full_attention",
     "T": "full_attention",
 }

@@ -10,6 +10,7 @@ from no_gpu import printed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LISTS = [(1, 1, None), (4, 4, 4), (6, 2, None), (6, 2, 2), (6, 2, 6), (4, 1, 2)]  # HQ, H, G; heads share lists or keys
+SMALL = {True: kernels.Sifting(4, (None, 32, 4), (32, 4)), False: kernels.Sifting(4, (4, 32, 1), (32, 4))}
 LIMITS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 
 
@@ -217,7 +218,7 @@ def same_choice(q, k, w, topk, **options):
 def test_the_choice(T, S, topk, programs, monkeypatch):
     """By programs that score a tile of keys or many."""
     monkeypatch.setattr(kernels, "PROGRAMS", programs)
-    monkeypatch.setattr(kernels, "CHOOSE", {True: (32, 4), False: (32, 4)})
+    monkeypatch.setattr(kernels, "SIFTING", SMALL)
     same_choice(*indexer(T, S, B=2), topk, scale=0.5)
 
 
@@ -269,21 +270,26 @@ def chosen(scores, first, position, topk):
     """Of the scores [S] of one query."""
     found = torch.empty(1, 1, topk, dtype=torch.int32, device=DEVICE)
     launches, S = kernels.Launches(), len(scores)
-    kernels.sift(launches, kernels.Sieve.of(1, S, found), 1, (scores, first, position), found, (0, 1, 1, S, S))
+    kernels.sift(launches, kernels.Sieve.of(S, found), (padded(scores), first, position), found, (0, 1, 1, S))
     launches.run(("chosen", S, topk), found.device)
     return found[0, 0].tolist()
 
 
+def padded(scores):
+    """What stands behind them is nobody's business."""
+    return torch.nn.functional.pad(scores, (0, -len(scores) % 4), value=torch.nan)
+
+
 def sampled(S, COUNT=16, RUN=4):
     """Where `sample` looks."""
-    return [i // RUN * S // (COUNT // RUN) + i % RUN for i in range(COUNT)]
+    return [i // RUN * S // COUNT * RUN + i % RUN for i in range(COUNT)]
 
 
 @pytest.mark.parametrize("few", [0, 512])
 @pytest.mark.parametrize("kind", ["random", "equal", "few values", "rising", "seen high", "seen low", "infinite"])
 def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
     """Right, misled either way, or by a plateau that holds all that could be kept."""
-    small = {"SAMPLE": (16, 4), "FEW": few, "PART": 64, "CHOOSE": {True: (32, 4), False: (32, 4)}}
+    small = {"SAMPLE": (16, 4), "FEW": few, "PART": 64, "SIFTING": SMALL}
     for name, value in small.items():
         monkeypatch.setattr(kernels, name, value)
     S = 300
@@ -306,7 +312,7 @@ def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
 
 def test_both_ways_to_choose_are_taken(monkeypatch):
     """By what the sample lets through, and by all where that misled: not one of them always."""
-    small = {"SAMPLE": (16, 4), "PART": 64, "CHOOSE": {True: (32, 4), False: (32, 4)}}
+    small = {"SAMPLE": (16, 4), "PART": 64, "SIFTING": SMALL}
     for name, value in small.items():
         monkeypatch.setattr(kernels, name, value)
     S, reached = 300, {}
@@ -315,8 +321,8 @@ def test_both_ways_to_choose_are_taken(monkeypatch):
         x = torch.randn(S, device=DEVICE)
         x[sampled(S)] += shift
         found = torch.empty(1, 1, 40, dtype=torch.int32, device=DEVICE)
-        launches, sieve = kernels.Launches(), kernels.Sieve.of(1, S, found)
-        kernels.sift(launches, sieve, 1, (x, *place), found, (0, 1, 1, S, S))
+        launches, sieve = kernels.Launches(), kernels.Sieve.of(S, found)
+        kernels.sift(launches, sieve, (padded(x), *place), found, (0, 1, 1, S))
         launches.run(("both", kind), found.device)
         reached[kind] = int(sieve.sizes[0, :, 1].sum())
         assert (sieve.sizes[0, :, 0] >= 0).all()

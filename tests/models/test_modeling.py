@@ -89,7 +89,7 @@ def test_save_and_load_through_the_auto_classes(tmp_path) -> None:
 
 def test_layer_types_use_transformers_words() -> None:
     assert EvalsuiteConfig(pattern="KF SC").layer_types == [
-        "linear_attention", "full_attention", "sliding_attention", "conv",
+        "linear_attention", "full_attention", "sliding_attention", "linear_attention",
     ]  # fmt: skip
 
 

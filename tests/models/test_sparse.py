@@ -207,7 +207,7 @@ def test_the_presets_are_there() -> None:
     assert {name: pattern_of(name) for name in want} == want
     assert set(want) <= set(PRESETS)
     assert pattern_of("".join(LETTERS)) == "".join(LETTERS)
-    assert EvalsuiteConfig(pattern="DK").layer_types == ["indexed_attention", "linear_attention"]
+    assert EvalsuiteConfig(pattern="DK").layer_types == ["full_attention", "linear_attention"]
     assert EvalsuiteConfig(pattern="D", max_position_embeddings=512).topk == 32
 
 

@@ -60,14 +60,28 @@ SETTINGS = {
     ("scores", 4, 128): (32, 32, 4, 1),
     ("scores", 4, 256): (16, 32, 4, 1),
 }
-# numbers in a tile, num_warps: for few rows, the sooner the better; for many, whose warps should wait for few others
-CHOOSE = {True: (2048, 8), False: (1024, 2)}
-MANY = 8192  # numbers that are chosen from at once by twice as many warps
-SAMPLE = (4096, 64)  # scores by which the rest is sifted, in runs of so many side by side
+SAMPLE = (4096, 8)  # scores by which the rest is sifted, in runs of so many side by side
 APART = 8  # heads of an indexer up to here meet keys one after another, 64 queries at a time; more, side by side
+ONE = 8  # queries of these up to here meet them one by one
 SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
-FEW = 128  # rows up to here are sifted in parts, at once
+FEW = 128  # rows up to here are sifted in parts of PART numbers, at once
 PART = 4096
+ONCE = 8192  # numbers at most that are chosen from at once
+
+
+class Sifting(NamedTuple):
+    """num_warps of `sample`; parts of a row (None: of PART numbers each), numbers in a tile and num_warps of `collect`;
+    numbers in a tile and num_warps of `choose`.
+
+    Many rows are walked over by single warps, which wait for no others.
+    """
+
+    sample: int
+    collect: tuple[int | None, int, int]
+    choose: tuple[int, int]
+
+
+SIFTING = {True: Sifting(8, (None, 2048, 8), (2048, 8)), False: Sifting(4, (4, 512, 1), (1024, 4))}  # few rows, or many
 
 
 def settings(op: str, x: Tensor, widest: int) -> tuple[int, int, int, int]:
@@ -89,53 +103,63 @@ def _names(where: Places) -> tuple[Tensor, Tensor]:
     return where.first.contiguous(), where.position.contiguous()
 
 
-def _kept(topk: int) -> int:
-    """How many numbers are kept for a choice of topk: those that are sifted are seldom twice as many."""
-    return 4 * max(16, triton.next_power_of_2(topk))
+def wide(n: int) -> int:
+    """As `select.wide`."""
+    return triton.cdiv(n, 4) * 4
+
+
+def _kept(topk: int, S: int) -> int:
+    """How many numbers are kept for a choice of topk among S: what reaches `sample`'s number seldom is a half more."""
+    expected = topk * SAMPLE[0] / S
+    reach = (1.25 * expected + 4 * math.sqrt(expected) + 4) * S / SAMPLE[0]
+    return max(16, triton.next_power_of_2(math.ceil(1.2 * reach)))
 
 
 class Sieve(NamedTuple):
-    """What is kept of rows of scores before the choice: see `select.collect`."""
+    """How rows of scores are sifted before the choice, and what is kept of so many at a time: see `select.collect`."""
 
     few: bool
-    part: int  # keys that a program walks over
     parts: int  # of a row
     cap: int  # of a part
+    step: int  # queries at a time of each batch row
     low: Tensor
     sizes: Tensor
     values: Tensor
     places: Tensor
 
     @classmethod
-    def of(cls, rows: int, S: int, found: Tensor) -> "Sieve":
-        """For so many rows of S scores at a time, chosen into found [B, T, topk]. Few rows are walked over in parts."""
-        few = rows <= FEW
-        part = PART if few else max(PART, triton.next_power_of_2(S))
-        parts, cap = triton.cdiv(S, part), min(part, _kept(found.shape[-1]))
-        shapes = (rows,), (rows, parts, 2), (rows, parts, cap), (rows, parts, cap)
-        return cls(few, part, parts, cap, *(found.new_empty(shape) for shape in shapes))
+    def of(cls, S: int, found: Tensor) -> "Sieve":
+        """For rows of S scores, chosen into found [B, T, topk]."""
+        B, T, topk = found.shape
+        few, kept = B * T <= FEW, _kept(topk, S)
+        parts = SIFTING[few].collect[0] or triton.cdiv(S, PART)
+        cap = min(PART, kept) if few else kept
+        step = min(T, max(1, ROOM // (B * (S + 2 * parts * cap))))
+        shapes = (B * step,), (B * step, parts, 2), (B * step, parts, cap), (B * step, parts, cap)
+        return cls(few, parts, cap, step, *(found.new_empty(shape) for shape in shapes))
 
 
 def sift(
-    launches: Launches, sieve: Sieve, B: int, given: tuple[Tensor, ...], found: Tensor, bounds: tuple[int, ...]
-) -> None:
-    """Add the choice of the queries start .. stop - 1 of each batch row; `given` are scores [B, stop - start, width],
-    first and position, and bounds start, stop, T, S and width."""
-    topk, rows = found.shape[-1], B * (bounds[1] - bounds[0])
-    few, part, parts, cap, low, *kept = sieve
-    (tile, warps), once = CHOOSE[few], _kept(topk) if few else 0
+    launches: Launches, sieve: Sieve, given: tuple[Tensor, ...], found: Tensor, bounds: tuple[int, ...]
+) -> tuple[Any, ...]:
+    """Add the choice of the queries start .. stop - 1 of each batch row; `given` are scores [B, stop - start, wide(S)],
+    first and position, and bounds start, stop, T and S. Returns the kind of these launches."""
+    (B, _, topk), (start, stop, _, S) = found.shape, bounds
+    few, parts, cap, _, low, sizes, values, places = sieve
+    warps, (_, tile, collecting), (numbers, choosing) = SIFTING[few]
+    rows, bits, once = B * (stop - start), (parts - 1).bit_length(), min(_kept(topk, S), ONCE)
     launches.add(
-        select.sample, (rows,), *given, low, *bounds, topk, COUNT=SAMPLE[0], RUN=SAMPLE[1], num_warps=8 if few else 4,
-    )  # fmt: skip
-    sizes, values, places = kept
-    launches.add(
-        select.collect, (rows * parts,), *given, low, values, places, sizes, *bounds, topk, parts, PART=part, CAP=cap,
-        TILE=tile, num_warps=warps,
+        select.sample, (rows,), *given, low, *bounds, topk, COUNT=SAMPLE[0], RUN=SAMPLE[1], num_warps=warps,
     )  # fmt: skip
     launches.add(
-        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, ONCE=once,
-        CAP=cap, TILE=tile, num_warps=2 * warps if once >= MANY else warps,
+        select.collect, (rows * parts,), *given, low, values, places, sizes, *bounds, wide(S), topk, parts, CAP=cap,
+        TILE=tile, num_warps=collecting,
     )  # fmt: skip
+    launches.add(
+        select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, ONCE=once, CAP=cap,
+        BITS=bits, TILE=numbers, num_warps=choosing,
+    )  # fmt: skip
+    return few, bits, cap, once
 
 
 @torch.library.custom_op("evalsuite::sparse_index", mutates_args=())
@@ -150,40 +174,45 @@ def sparse_index(
     note("lightning_index", "triton")
     q, k = _rows(q), _rows(k)
     found = _new_list(q, k, topk)
-    (B, T, HI, D), S = q.shape, k.shape[1]
+    (_, T, _, D), (B, S) = q.shape, k.shape[:2]
     if found.numel() == 0:
         return found
-    rows, BLOCK_N, warps, stages = settings("scores", q, D)
-    heads = 1 if HI <= APART else min(rows, triton.next_power_of_2(HI))
-    step = min(T, max(1, ROOM // (B * (S + 2 * _kept(found.shape[-1])))))
-    width = triton.cdiv(S, 4) * 4  # as `select.wide`
-    scores = torch.empty(B * step * width, dtype=torch.float32, device=q.device)
-    sieve, launches, parts = Sieve.of(B * step, S, found), Launches(), triton.cdiv(S, BLOCK_N)
-    each = max(1, min(SPAN, B * triton.cdiv(step, rows // heads) * parts // PROGRAMS))
-    parts = triton.cdiv(parts, each)
-    for start in range(0, T, step):
-        bounds = start, min(start + step, T), T, S
-        tiles = triton.cdiv(bounds[1] - start, rows // heads)
-        launches.add(
-            select.score, (B * tiles * parts,), q, k, weights, first, position, scores, scale, *bounds, HI, tiles,
-            parts, each, *q.stride()[:3], *k.stride()[:2], *weights.stride(), D=D, BD=pad(D),
-            BLOCK_T=rows // heads, BLOCK_H=heads, BLOCK_N=BLOCK_N, WIDE=INTERPRETED, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-        sift(launches, sieve, B, (scores, first, position), found, (*bounds, width))
-    kind = (
-        "index",
-        q.dtype,
-        weights.dtype,
-        first.dtype,
-        D,
-        heads,
-        sieve.few,
-        sieve.part,
-        sieve.cap,
-        _kept(found.shape[-1]),
-    )
-    launches.run(kind, q.device)
+    sieve, launches, place = Sieve.of(S, found), Launches(), (first, position)
+    scores = torch.empty(B * sieve.step * wide(S), dtype=torch.float32, device=q.device)
+    heads: Any = None
+    sifted: tuple[Any, ...] = ()
+    for start in range(0, T, sieve.step):
+        bounds = start, min(start + sieve.step, T), T, S
+        heads = score(launches, (q, k, weights, *place, scores), scale, bounds)
+        sifted = sift(launches, sieve, (scores, *place), found, bounds)
+    launches.run(("index", q.dtype, weights.dtype, first.dtype, D, heads, *sifted), q.device)
     return found
+
+
+def score(launches: Launches, given: tuple[Tensor, ...], scale: float, bounds: tuple[int, ...]) -> int:
+    """Add the scores of the queries start .. stop - 1 of each batch row; `given` are q, k, weights, first, position
+    and what they come into. Returns how many heads meet keys side by side, 0 where it is by `score_one`."""
+    (q, k, weights, *_), (start, stop, T, S) = given, bounds
+    B, _, HI, D = q.shape
+    rows, BLOCK_N, warps, stages = settings("scores", q, D)
+    strides = *q.stride()[:3], *k.stride()[:2], *weights.stride()
+    options = {"D": D, "BD": pad(D), "BLOCK_N": BLOCK_N, "WIDE": INTERPRETED, "num_warps": warps, "num_stages": stages}
+    one = HI <= APART and T <= ONE and stop - start == T
+    heads = 1 if HI <= APART else min(rows, triton.next_power_of_2(HI))
+    tiles, parts = T if one else triton.cdiv(stop - start, rows // heads), triton.cdiv(S, BLOCK_N)
+    each = max(1, min(SPAN, B * tiles * parts // PROGRAMS))
+    parts = triton.cdiv(parts, each)
+    if one:
+        launches.add(
+            select.score_one, (B * T * parts,), *given, scale, T, S, HI, parts, each, *strides, HEADS=pad(APART),
+            **options,
+        )  # fmt: skip
+        return 0
+    launches.add(
+        select.score, (B * tiles * parts,), *given, scale, *bounds, HI, tiles, parts, each, *strides,
+        BLOCK_T=rows // heads, BLOCK_H=heads, **options,
+    )  # fmt: skip
+    return heads
 
 
 def _new_list(q: Tensor, k: Tensor, topk: int) -> Tensor:
