@@ -161,16 +161,25 @@ def sample(
     tl.store(low + pid, least)
 
 
+@triton.jit
+def _sifted(scores, column, end, least):
+    """Numbers of some columns (as `ordered`): 1 where one is above `least`, 65536 where it is the same."""
+    there = column < end
+    x = ordered(tl.load(scores + column, mask=there, other=0.0))
+    return x, tl.where(there, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
+
+
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "width", "topk", "parts"])
 def collect(
     scores, first, position, low, values, places, sizes, start, stop, T, S, width, topk, parts,
-    CAP: tl.constexpr, TILE: tl.constexpr,
+    CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """Of each of `parts` equal parts of a row's keys what may be chosen, in order: values (as `ordered`) and places
     [.., parts, CAP], and sizes [.., parts, 2]: how many there are, -1 where they do not fit, and how many keys reach
-    `low`. width is wide(S): untold, it has threads hold numbers in the order in which they are stored.
+    `low`. width is wide(S), which nobody is told: numbers that are loaded by fours would change hands to be stored.
 
-    Of those that only just reach it the first topk are enough.
+    Of those that only just reach it the first topk are enough. Threads own OWN numbers side by side of a tile, so that
+    one scan over threads says for all of these where they go; a tile has fewer than 65536.
     """
     pid = tl.program_id(0)
     row = pid // parts
@@ -188,18 +197,22 @@ def collect(
     tied = count * 0
     above = count * 0
     for at in range(part * each, end, TILE):
-        column = at + tl.arange(0, TILE)
-        there = column < end
-        x = ordered(tl.load(scores + column, mask=there, other=0.0))
-        take = there & (x > least)
-        same = there & (x == least)
-        both = tl.cumsum(take.to(tl.int32) + same.to(tl.int32) * 65536, 0)  # one scan for two: a tile has fewer
+        column = at + tl.arange(0, TILE // OWN) * OWN
+        x, n = _sifted(scores, column, end, least)
+        xs, ns, own = (x,), (n,), n
+        for i in tl.static_range(1, OWN):
+            x, n = _sifted(scores, column + i, end, least)
+            xs, ns, own = xs + (x,), ns + (n,), own + n
+        upto = tl.cumsum(own, 0)
+        total = tl.max(upto, 0)
+        upto -= own
         room = tl.maximum(topk - tied, 0)
-        slot = kept + (both & 65535) + tl.minimum(both >> 16, room) - 1
-        fits = (take | (same & ((both >> 16) <= room))) & (slot < CAP)
-        tl.store(values + slot, x, mask=fits)
-        tl.store(places + slot, column, mask=fits)
-        total = tl.max(both, 0)
+        for i in tl.static_range(OWN):
+            upto += ns[i]
+            slot = kept + (upto & 65535) + tl.minimum(upto >> 16, room) - 1
+            fits = ((ns[i] == 1) | ((ns[i] > 1) & ((upto >> 16) <= room))) & (slot < CAP)
+            tl.store(values + slot, xs[i], mask=fits)
+            tl.store(places + slot, column + i, mask=fits)
         kept += (total & 65535) + tl.minimum(total >> 16, room)
         tied += total >> 16
         above += total & 65535
@@ -246,7 +259,7 @@ def _pick(
     scores, values, places, ends, found, n, wanted,
     CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    """The `wanted` largest of n numbers, found as in `_largest`: with DIRECT of n scores, else of what `collect` kept."""
+    """The `wanted` largest of n numbers, as in `_largest`: with DIRECT of n scores, else of what `collect` kept."""
     least = wanted * 0
     for i in range(4):
         hist = tl.zeros([256], tl.int32)

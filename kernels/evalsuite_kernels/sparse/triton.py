@@ -53,7 +53,7 @@ SETTINGS = {
     ("blocks", 4, 64): (32, 32, 8, 1),
     ("blocks", 4, 128): (16, 32, 8, 1),
     ("blocks", 4, 256): (16, 16, 8, 1),
-    ("scores", 2, 64): (64, 128, 4, 2),
+    ("scores", 2, 64): (64, 128, 4, 3),
     ("scores", 2, 128): (64, 128, 4, 2),
     ("scores", 2, 256): (64, 64, 4, 2),
     ("scores", 4, 64): (32, 32, 4, 1),
@@ -65,15 +65,15 @@ APART = 8  # heads of an indexer up to here meet keys one after another, 64 quer
 ONE = 8  # queries of these up to here meet them one by one
 SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
 FEW = 128  # rows up to here are sifted in parts of PART numbers, at once
-PART = 4096
-ONCE = 8192  # numbers at most that are chosen from at once
+PART = 2048
+ONCE = 4096  # numbers at most that are chosen from at once
 
 
 class Sifting(NamedTuple):
     """num_warps of `sample`; parts of a row (None: of PART numbers each), numbers in a tile and num_warps of `collect`;
     numbers in a tile and num_warps of `choose`.
 
-    Many rows are walked over by single warps, which wait for no others.
+    Many rows are walked over by few warps each, which wait for no others.
     """
 
     sample: int
@@ -81,7 +81,8 @@ class Sifting(NamedTuple):
     choose: tuple[int, int]
 
 
-SIFTING = {True: Sifting(8, (None, 2048, 8), (2048, 8)), False: Sifting(4, (4, 512, 1), (1024, 4))}  # few rows, or many
+SIFTING = {True: Sifting(8, (None, 2048, 8), (2048, 8)), False: Sifting(8, (4, 512, 2), (1024, 8))}  # few rows, or many
+OWN = 8  # numbers of a tile that a thread of `collect` owns
 
 
 def settings(op: str, x: Tensor, widest: int) -> tuple[int, int, int, int]:
@@ -153,7 +154,7 @@ def sift(
     )  # fmt: skip
     launches.add(
         select.collect, (rows * parts,), *given, low, values, places, sizes, *bounds, wide(S), topk, parts, CAP=cap,
-        TILE=tile, num_warps=collecting,
+        TILE=tile, OWN=OWN, num_warps=collecting,
     )  # fmt: skip
     launches.add(
         select.choose, (rows,), *given, values, places, sizes, found, *bounds, topk, parts, ONCE=once, CAP=cap,
