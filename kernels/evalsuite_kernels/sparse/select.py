@@ -202,7 +202,7 @@ def collect(
         xs, ns, own = (x,), (n,), n
         for i in tl.static_range(1, OWN):
             x, n = _sifted(scores, column + i, end, least)
-            xs, ns, own = xs + (x,), ns + (n,), own + n
+            xs, ns, own = xs + (x,), ns + (n,), own + n  # type: ignore[assignment]
         upto = tl.cumsum(own, 0)
         total = tl.max(upto, 0)
         upto -= own
