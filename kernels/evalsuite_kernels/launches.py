@@ -1,9 +1,8 @@
 """Kernels that are launched one after another, and compiled all at a time when they are new: each takes seconds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,46 +34,23 @@ def _load(kernel: Any, device: torch.device) -> None:
             getattr(kernel, "result", lambda: kernel)()[(1,)]
 
 
-@contextmanager
-def _streams(device: torch.device, more: int) -> Iterator[list[AbstractContextManager[Any]]]:
-    """The current stream and `more` beside it, which begin where it is; afterwards it waits for them."""
-    if more == 0 or device.type != "cuda":
-        yield [nullcontext()] * (more + 1)
-        return
-    current, beside = torch.cuda.current_stream(), [_beside(device, i) for i in range(more)]
-    for stream in beside:
-        stream.wait_stream(current)
-    yield [nullcontext(), *map(torch.cuda.stream, beside)]
-    for stream in beside:
-        current.wait_stream(stream)
-
-
-@cache
-def _beside(device: torch.device, _: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
 class Launches:
-    """The launches of one call, in order; those of another `lane` run beside them, on a stream of their own."""
+    """The launches of one call, in order."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
-        self.lane, self.lanes = 0, list[int]()
 
     def add(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         self.waiting.append((kernel, grid, args, options))
-        self.lanes.append(self.lane)
 
     def run(self, kind: tuple[Any, ...], device: torch.device) -> None:
         """Launch what is waiting. Calls of one kind need the same kernels; a kernel that is missing all the same is
         compiled when it is launched."""
         compile_all({kind: self}, device)
-        with _on(device), _streams(device, max(self.lanes, default=0)) as streams:
-            for (kernel, grid, args, options), lane in zip(self.waiting, self.lanes, strict=True):
-                with streams[lane]:
-                    kernel[grid](*args, **options)
+        with _on(device):
+            for kernel, grid, args, options in self.waiting:
+                kernel[grid](*args, **options)
         self.waiting.clear()
-        self.lanes.clear()
 
 
 class Rehearsal(Launches):

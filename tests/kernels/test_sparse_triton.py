@@ -336,7 +336,7 @@ def test_packed_padded_and_cached_sequences_choose_for_themselves(monkeypatch):
     packed = same_choice(q, k, w, 4, **cu)
     alone = same_choice(q[:, 5:14], k[:, 5:55], w[:, 5:14], 4)
     assert torch.equal(packed[:, 5:14], alone)
-    monkeypatch.setattr(kernels, "ROOM", 7 * 65)  # of a few queries at a time, in turn on two lanes
+    monkeypatch.setattr(kernels, "ROOM", 7 * 65)  # of seven queries at a time
     assert torch.equal(same_choice(q, k, w, 4, **cu), packed)
     cache = torch.cat([k, torch.full_like(k[:, :6], torch.nan)], 1).repeat(3, 1, 1)
     lengths = torch.tensor([65, 0, 8], device=DEVICE)

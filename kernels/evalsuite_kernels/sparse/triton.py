@@ -26,7 +26,6 @@ LOG2E = math.log2(math.e)
 DECODE = 16  # queries up to here over more keys than these are decoding
 SPLIT = 128  # keys of a list that a program then reads
 ROOM = 2**28  # numbers that are kept at a time, of 4 bytes
-LANES = 2  # blocks of queries at a time: one computes scores while another one's are read
 # (op, bytes of a number, larger head dim) -> query heads (for "rows" and "blocks": with their tokens) at most in a
 # tile, keys (for "blocks": at most) in a tile, num_warps, num_stages
 SETTINGS = {
@@ -136,8 +135,7 @@ class Sieve(NamedTuple):
         few, kept = B * T <= FEW, _kept(topk, S)
         parts = SIFTING[few].collect[0] or triton.cdiv(S, PART)
         cap = min(PART, kept) if few else kept
-        each = B * (S + 2 * parts * cap)  # numbers for one query of each batch row
-        step = T if each * T <= ROOM else max(1, ROOM // LANES // each)
+        step = min(T, max(1, ROOM // (B * (S + 2 * parts * cap))))
         shapes = (B * step,), (B * step, parts, 2), (B * step, parts, cap), (B * step, parts, cap)
         return cls(few, parts, cap, step, *(found.new_empty(shape) for shape in shapes))
 
@@ -180,18 +178,14 @@ def sparse_index(
     (_, T, _, D), (B, S) = q.shape, k.shape[:2]
     if found.numel() == 0:
         return found
-    launches, place = Launches(), (first, position)
-    sieves = [Sieve.of(S, found)]
-    step = sieves[0].step
-    sieves += [Sieve.of(S, found) for _ in range(min(LANES, triton.cdiv(T, step)) - 1)]
-    scores = [torch.empty(B * step * wide(S), dtype=torch.float32, device=q.device) for _ in sieves]
+    sieve, launches, place = Sieve.of(S, found), Launches(), (first, position)
+    scores = torch.empty(B * sieve.step * wide(S), dtype=torch.float32, device=q.device)
     heads: Any = None
     sifted: tuple[Any, ...] = ()
-    for i, start in enumerate(range(0, T, step)):
-        launches.lane = lane = i % len(sieves)
-        bounds = start, min(start + step, T), T, S
-        heads = score(launches, (q, k, weights, *place, scores[lane]), scale, bounds)
-        sifted = sift(launches, sieves[lane], (scores[lane], *place), found, bounds)
+    for start in range(0, T, sieve.step):
+        bounds = start, min(start + sieve.step, T), T, S
+        heads = score(launches, (q, k, weights, *place, scores), scale, bounds)
+        sifted = sift(launches, sieve, (scores, *place), found, bounds)
     launches.run(("index", q.dtype, weights.dtype, first.dtype, D, heads, *sifted), q.device)
     return found
 
