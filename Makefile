@@ -6,7 +6,7 @@ DEMO := --model full,hybrid-kda,hybrid-lightning --tasks multihop,ruler,knowledg
 
 .PHONY: demo test lint format checkpoints
 
-ZOO := full hybrid-kda hybrid-lightning
+ZOO := full hybrid-kda hybrid-lightning sparse-dsa hybrid-kda-dsa
 
 demo: $(READY)  ## the main job: three designs side by side, in a few minutes without a GPU
 	$(BIN)/evalsuite run $(DEMO) --lengths 256,512 --limit 60 --out runs/demo

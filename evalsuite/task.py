@@ -87,8 +87,11 @@ class Task(Protocol):
 class Trainable(Protocol):
     """A task that the lab can train on."""
 
-    def document(self, subtask: str, seed: int, index: int, budget: int) -> Document:
-        """Training document number `index` of at most `budget` words; never equal to an evaluation item."""
+    def document(self, subtask: str, seed: int, index: int, budget: int, **knobs: Facet) -> Document:
+        """Training document number `index` of at most `budget` words; never equal to an evaluation item.
+
+        Raises UserError for a knob that the task's documents do not have.
+        """
         ...
 
 

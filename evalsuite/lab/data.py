@@ -11,6 +11,7 @@ import numpy as np
 
 from evalsuite.errors import UserError
 from evalsuite.models.tokenizer import vocabulary
+from evalsuite.records import Facet
 from evalsuite.task import Trainable, generator, load
 
 IGNORE = 65535  # no loss at this position; ids are uint16
@@ -20,11 +21,12 @@ IGNORE = 65535  # no loss at this position; ids are uint16
 class Stream:
     """What a stream is made of. Two equal streams are equal byte for byte.
 
-    `mixture` gives each task its share of the rows; `lengths` gives row lengths and their shares of the steps, and
-    `curriculum` the share of the steps at the start that use the shortest length only.
+    `mixture` gives each task its share of the rows, with knobs of its documents behind its name; `lengths` gives row
+    lengths and their shares of the steps, and `curriculum` the share of the steps at the start that use the shortest
+    length only.
     """
 
-    mixture: tuple[tuple[str, float], ...]  # ("multihop.graph", 0.4)
+    mixture: tuple[tuple[str, float], ...]  # ("multihop.graph", 0.4), ("knowledge.cloze load=16384", 0.1)
     lengths: tuple[tuple[int, float], ...] = ((128, 0.3), (256, 0.4), (512, 0.3))
     curriculum: float = 0.35  # without it no hybrid learned a hop from 41M tokens; with it they did from 33M
     steps: int = 1000
@@ -48,6 +50,15 @@ def _task(family: str) -> Trainable:
 
 
 @cache
+def _parsed(entry: str) -> tuple[str, str, dict[str, Facet]]:
+    """`knowledge.cloze load=16384` -> family, subtask and knobs."""
+    name, *settings = entry.split()
+    family, _, subtask = name.partition(".")
+    pairs = (each.partition("=") for each in settings)
+    return family, subtask, {knob: int(value) if value.isdigit() else value for knob, _, value in pairs}
+
+
+@cache
 def _ids() -> dict[str, int]:
     """Word -> id of its one token; a lexicon word carries the space before it."""
     return {
@@ -59,9 +70,9 @@ def row(stream: Stream, step: int, index: int, length: int) -> tuple[np.ndarray,
     """One row of `length` tokens: `<s>`, a document, padding; and the label of each position. Both uint16."""
     draw = generator("stream-task", stream.seed, step, index)
     names = [name for name, _ in stream.mixture]
-    family, _, subtask = draw.choices(names, [share for _, share in stream.mixture])[0].partition(".")
+    family, subtask, knobs = _parsed(draw.choices(names, [share for _, share in stream.mixture])[0])
     number = step * stream.tokens_per_step + index
-    document = _task(family).document(subtask, stream.seed, number, length - 1)
+    document = _task(family).document(subtask, stream.seed, number, length - 1, **knobs)
     assert len(document.words) < length, f"{family}.{subtask} made {len(document.words)} words for {length - 1}"
     table = _ids()
     ids = np.zeros(length, dtype=np.uint16)

@@ -158,14 +158,20 @@ class Knowledge:
             answer = named.pop() if len(named) == 1 else ""
         return Score(sample.id, float(answer == sample.target[0]), answer)
 
-    def document(self, subtask: str, seed: int, index: int, budget: int, load: int = 1024) -> Document:
-        """Facts in a row, at most `budget` words, labels on answers alone; the answers are not words of the text."""
+    def document(self, subtask: str, seed: int, index: int, budget: int, **knobs: Facet) -> Document:
+        """Facts in a row, at most `budget` words, labels on answers alone; the answers are not words of the text.
+
+        Knob: `load`, facts in the encyclopedia (1024).
+        """
         if subtask not in SUBTASKS:
             raise unknown("subtask", f"knowledge.{subtask}", (f"knowledge.{name}" for name in SUBTASKS))
+        load = _checked(knobs.pop("load", 1024))
+        for knob in knobs:
+            raise unknown("training knob", f"knowledge.{subtask} {knob}", ("load",))
         size = 4 if subtask == "cloze" else 17
         if budget < size:
             raise UserError(f"a budget of {budget} words holds no knowledge.{subtask} question; give at least {size}")
-        rng = generator("train", self.name, subtask, _checked(load), seed, index)
+        rng = generator("train", self.name, subtask, load, seed, index)
         words: list[str] = []
         labels: list[str | None] = []
         while budget - len(words) >= size:

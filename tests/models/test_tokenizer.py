@@ -50,7 +50,7 @@ def test_prompt_and_answer_join_without_moving_the_boundary() -> None:
     assert encode(prompt + answer) == encode(prompt) + TOKENIZER.encode(answer, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("family", ["multihop", "ruler", "knowledge"])
+@pytest.mark.parametrize("family", ["multihop", "ruler", "knowledge", "trace"])
 def test_every_terse_answer_follows_its_question_as_whole_words(family: str) -> None:
     """A choice that ran into the question's last word would be scored as spelled letters, and no model be right."""
     task, request = load(family), Request(lengths=(512,), wording="terse")

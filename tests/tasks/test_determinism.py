@@ -12,7 +12,7 @@ import pytest
 from evalsuite.records import Sample
 from evalsuite.task import Request, load
 
-FAMILIES = ("multihop", "ruler", "knowledge")
+FAMILIES = ("multihop", "ruler", "knowledge", "trace")
 LENGTHS = {"natural": (2048,), "terse": (512,)}
 LIMIT = 3
 
@@ -77,6 +77,7 @@ def test_another_seed_is_another_text(name):
 GOLDEN = {
     "multihop": (1, "10c9619137f0975a"),
     "knowledge": (1, "b2a59c06b9b37ed2"),
+    "trace": (1, "afd61df5287ee253"),
 }
 
 

@@ -125,7 +125,7 @@ def test_documents_label_answers_alone(load, subtask):
     truth = {fact[:3]: fact[3] for fact in encyclopedia(load)}
     for index in range(40):
         budget = (17, 40, 127, 300)[index % 4]
-        document = TASK.document(subtask, 0, index, budget, load)
+        document = TASK.document(subtask, 0, index, budget, load=load)
         words, labels = document.words, document.labels
         assert len(words) == len(labels) <= budget
         assert budget - len(words) < 17

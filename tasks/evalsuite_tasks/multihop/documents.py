@@ -4,16 +4,19 @@ The recipe is Depo's (Physics of Language Models 4.1, arXiv 2512.17351): a fresh
 from 1 / (n + sqrt(N)), loss on answers only. A query `ask x next next next` has a label at each `next` (the node
 after that many hops), and the labels are never fed back as words: hop k is supervised next to hop k - 1, and nothing
 spells it out. A document has its own depth, as an evaluation question has. Queries follow the facts directly, as
-there.
+there. With answer=cot a query of `graph` or `path` is `trace x next next are a b`: each node is written before the next
+one is asked, so that every step is one hop.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain, pairwise
 
 from evalsuite.errors import UserError, unknown
 from evalsuite.lexicon import DIGITS, FILLER, RELATIONS
+from evalsuite.records import Facet
 from evalsuite.task import Document, generator
 from evalsuite_tasks.multihop.names import draw
 
@@ -21,34 +24,55 @@ Words = tuple[str, ...]
 Labels = tuple[str | None, ...]
 Query = Callable[[], tuple[Words, Labels]]
 
-HOPS = 6  # labels of the longest query
 QUERIES = 64  # queries of one document
-LARGEST = 64  # facts of one document
-_ROOM = 4 * (HOPS + 2)  # words kept for queries however many facts there are
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much a document holds at most, and the form of its answers."""
+
+    facts: int = 64
+    hops: int = 6  # labels of the longest query
+    answer: str = "direct"  # or "cot"
+
+    @property
+    def cot(self) -> bool:
+        """Whether queries write down each node on the way."""
+        return self.answer == "cot"
+
+    def most(self, budget: int, words: int) -> int:
+        """Facts of `words` words each that leave room for four of the longest queries."""
+        return min(self.facts, (budget - 4 * ((2 if self.cot else 1) * self.hops + 2 + self.cot)) // words)
+
+    def depth(self, rng: random.Random) -> int:
+        """Labels of each query of a document: the most in half of them, any number in the others."""
+        return self.hops if rng.random() < 0.5 else rng.randint(1, self.hops)
+
+    def longest(self, depth: int) -> int:
+        """Words of a query of so many hops."""
+        return 2 * depth + 3 if self.cot else depth + 2
+
+    def query(self, start: str, steps: Words, walk: Words) -> tuple[Words, Labels]:
+        """Words and labels of a walk from `start`."""
+        if self.cot:
+            words = ("trace", start, *steps, "are", *walk)
+            return words, (*[None] * (len(steps) + 2), *walk, None)
+        return ("ask", start, *steps), (None, None, *walk)
 
 
 @cache
-def _weights() -> list[float]:
-    return list(accumulate(1 / (LARGEST**0.5 + n) for n in range(1, LARGEST + 1)))
+def _weights(largest: int) -> list[float]:
+    return list(accumulate(1 / (largest**0.5 + n) for n in range(1, largest + 1)))
 
 
-def _size(rng: random.Random, least: int, most: int) -> int:
-    """A number of facts in least..most, n with weight 1 / (8 + n)."""
+def _size(rng: random.Random, least: int, most: int, extent: Extent) -> int:
+    """A number of facts in least..most, n with weight 1 / (8 + n) where the largest number is 64."""
     if most < least:
         raise UserError(f"the budget holds {most} facts and a document needs {least}; give it more words")
-    below = _weights()[least - 2] if least > 1 else 0.0
-    totals = [total - below for total in _weights()[least - 1 : most]]
+    weights = _weights(extent.facts)
+    below = weights[least - 2] if least > 1 else 0.0
+    totals = [total - below for total in weights[least - 1 : most]]
     return rng.choices(range(least, most + 1), cum_weights=totals)[0]
-
-
-def _most(budget: int, words: int) -> int:
-    """Facts of `words` words each that leave room for queries."""
-    return min(LARGEST, (budget - _ROOM) // words)
-
-
-def _depth(rng: random.Random) -> int:
-    """Labels of each query of a document: the most in half of them, any number in the others."""
-    return HOPS if rng.random() < 0.5 else rng.randint(1, HOPS)
 
 
 def _document(rng: random.Random, facts: list[Words], query: Query, longest: int, budget: int) -> Document:
@@ -72,9 +96,9 @@ def _document(rng: random.Random, facts: list[Words], query: Query, longest: int
     return Document(tuple(words), tuple(labels))
 
 
-def graph(rng: random.Random, budget: int) -> Document:
+def graph(rng: random.Random, budget: int, extent: Extent) -> Document:
     """`edge a b` over one cycle; `ask x next next next`."""
-    size, depth = _size(rng, 3, _most(budget, 3)), _depth(rng)
+    size, depth = _size(rng, 3, extent.most(budget, 3), extent), extent.depth(rng)
     ring = draw(rng, size, train=True)
     ring += ring[:1]
     facts: list[Words] = [("edge", ring[i], ring[i + 1]) for i in range(size)]
@@ -84,16 +108,16 @@ def graph(rng: random.Random, budget: int) -> Document:
 
     def query() -> tuple[Words, Labels]:
         start = int(rng.random() * size)
-        return ("ask", ring[start], *tail), (None, None, *ring[start + 1 : start + 1 + depth])
+        return extent.query(ring[start], tail, tuple(ring[start + 1 : start + 1 + depth]))
 
-    return _document(rng, facts, query, depth + 2, budget)
+    return _document(rng, facts, query, extent.longest(depth), budget)
 
 
-def path(rng: random.Random, budget: int) -> Document:
+def path(rng: random.Random, budget: int, extent: Extent) -> Document:
     """`edge a r b`, one cycle over the same nodes for each of 2..4 relations; `ask x r1 r2 r3`."""
     kinds = rng.sample(RELATIONS, rng.randint(2, 4))
-    size = _size(rng, 3, _most(budget, 4) // len(kinds))
-    nodes, depth = draw(rng, size, train=True), _depth(rng)
+    size = _size(rng, 3, extent.most(budget, 4) // len(kinds), extent)
+    nodes, depth = draw(rng, size, train=True), extent.depth(rng)
     follow: dict[tuple[str, str], str] = {}
     for kind in kinds:
         ring = rng.sample(nodes, size)
@@ -105,21 +129,21 @@ def path(rng: random.Random, budget: int) -> Document:
         node = start = rng.choice(nodes)
         steps = rng.choices(kinds, k=depth)
         walk = [node := follow[node, step] for step in steps]
-        return ("ask", start, *steps), (None, None, *walk)
+        return extent.query(start, tuple(steps), tuple(walk))
 
-    return _document(rng, facts, query, depth + 2, budget)
+    return _document(rng, facts, query, extent.longest(depth), budget)
 
 
-def _chains(rng: random.Random, most: int) -> tuple[int, int]:
-    """Number of chains and statements of each: at least two chains of at most HOPS statements."""
-    size = _size(rng, 4, most)
-    length = rng.randint(1, min(HOPS, size // 2))
+def _chains(rng: random.Random, most: int, extent: Extent) -> tuple[int, int]:
+    """Number of chains and statements of each: at least two chains of at most `extent.hops` statements."""
+    size = _size(rng, 4, most, extent)
+    length = rng.randint(1, min(extent.hops, size // 2))
     return size // length, length
 
 
-def chains(rng: random.Random, budget: int) -> Document:
+def chains(rng: random.Random, budget: int, extent: Extent) -> Document:
     """`edge b a` links and `edge root value`; `ask tail next next ..` and, one query in four, `trace v are a b ..`."""
-    number, length = _chains(rng, _most(budget, 3))
+    number, length = _chains(rng, extent.most(budget, 3), extent)
     names = draw(rng, number * (length + 1), train=True)
     walks = [names[i : i + length + 1] for i in range(0, len(names), length + 1)]  # tail ... root value
     facts: list[Words] = [("edge", a, b) for walk in walks for a, b in pairwise(walk)]
@@ -136,13 +160,13 @@ def chains(rng: random.Random, budget: int) -> Document:
     return _document(rng, facts, query, length + 3, budget)
 
 
-def callchain(rng: random.Random, budget: int) -> Document:
+def callchain(rng: random.Random, budget: int, extent: Extent) -> Document:
     """`def f call g` and `def f is v`, or `def f call g + 3` and digits modulo ten; `call f answer`.
 
     Every other query walks, `call f next next next`, with the function reached at each `next`, then the value.
     """
     arith = rng.random() < 0.5
-    number, length = _chains(rng, _most(budget, 6 if arith else 4))
+    number, length = _chains(rng, extent.most(budget, 6 if arith else 4), extent)
     names = draw(rng, number * (length + (not arith)), train=True)
     step = length + (not arith)
     walks = [names[i : i + step] for i in range(0, len(names), step)]  # caller ... leaf value
@@ -170,10 +194,10 @@ def callchain(rng: random.Random, budget: int) -> Document:
     return _document(rng, facts, query, length + 3, budget)
 
 
-def binding(rng: random.Random, budget: int) -> Document:
+def binding(rng: random.Random, budget: int, extent: Extent) -> Document:
     """`edge a b` in time order over five kinds of things, each stated 1..3 times and the latest counts."""
     times = rng.randint(1, 3)
-    width = max(2, _size(rng, 8 * times, _most(budget, 3)) // (4 * times))
+    width = max(2, _size(rng, 8 * times, extent.most(budget, 3), extent) // (4 * times))
     names = draw(rng, 5 * width, train=True)
     levels = [names[i : i + width] for i in range(0, 5 * width, width)]
     latest: dict[str, str] = {}
@@ -204,8 +228,23 @@ def binding(rng: random.Random, budget: int) -> Document:
 MAKERS = {"graph": graph, "path": path, "chain": chains, "binding": binding, "callchain": callchain}
 
 
-def document(subtask: str, seed: int, index: int, budget: int) -> Document:
-    """Training document number `index` of one subtask, at most `budget` words."""
+def document(subtask: str, seed: int, index: int, budget: int, knobs: Mapping[str, Facet]) -> Document:
+    """Training document number `index` of one subtask, at most `budget` words.
+
+    Knobs: `facts`, how many there are at most (64), `hops`, labels of the longest query (6), and for `graph` and `path`
+    `answer`, "direct" or "cot". Raises UserError for any other.
+    """
     if subtask not in MAKERS:
         raise unknown("subtask", f"multihop.{subtask}", (f"multihop.{name}" for name in MAKERS))
-    return MAKERS[subtask](generator("train", "multihop", subtask, seed, index), budget)
+    return MAKERS[subtask](generator("train", "multihop", subtask, seed, index), budget, _extent(subtask, knobs))
+
+
+def _extent(subtask: str, knobs: Mapping[str, Facet]) -> Extent:
+    own = ("facts", "hops", *(["answer"] if subtask in ("graph", "path") else []))
+    for name, value in knobs.items():
+        if name not in own:
+            raise unknown("training knob", f"multihop.{subtask} {name}", own)
+        possible = value in ("direct", "cot") if name == "answer" else isinstance(value, int) and value > 0
+        if not possible:
+            raise UserError(f"multihop.{subtask} {name}={value} is not possible in training documents")
+    return Extent(**dict(knobs))  # type: ignore[arg-type]

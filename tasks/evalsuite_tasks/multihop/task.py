@@ -53,7 +53,8 @@ class _Item:
     def ask(self, question: Question, lines: Sequence[str]) -> tuple[str, str]:
         """Prompt and answer prefix."""
         if self.terse:
-            return " ".join([*lines, question.terse]), ""
+            asked = f"trace {question.terse.partition(' ')[2]} are" if self.cot else question.terse
+            return " ".join([*lines, asked]), ""
         body = "\n".join([self.kind.intro, "", *lines, "", question.natural])
         return (f"{body}\n{_COT}\n", "") if self.cot else (f"{body}\n", question.prefix)
 
@@ -61,7 +62,7 @@ class _Item:
         """Room for the answer: the same for all hop counts that share the text."""
         names = len(self.widest.target)
         if self.terse:
-            return names
+            return len(self.widest.terse.split()) - 2 if self.cot else names
         return max(256, 16 * self.hops) if self.cot else 16 + 8 * (names - 1)
 
 
@@ -122,7 +123,7 @@ class Multihop:
         kind, facets = KINDS[cell.task.partition(".")[2]], cell.facets
         hops, facts, length = int(facets["hops"]), facets["facts"], int(facets["length"])
         terse, cot = request.wording == "terse", facets["answer"] == "cot"
-        if terse and cot:
+        if terse and cot and kind.name not in ("graph", "path"):
             raise UserError(
                 f"{cell.task} has no chain of thought in the terse wording; use --set multihop.answer=direct"
             )
@@ -180,6 +181,7 @@ class Multihop:
             prompt, prefix = item.ask(question, lines)
         gold = item.content.statements[question.gold]
         several, digit = facets.get("question") == "set", facets.get("variant") == "arith"
+        form = "set" if several else "digit" if digit else "walk" if terse and item.cot else "name"
         ranked = bool(question.choices) and not (terse or item.cot)
         return Sample(
             id=sample_id(cell.task, facets, index),
@@ -190,10 +192,10 @@ class Multihop:
             choices=tuple(f" {choice}" for choice in question.choices) if ranked else (),
             cluster=f"{'/'.join(map(str, _shared(kind, facets)))}/{index}",
             facets={**facets, "depth": depth(lines, gold.terse if terse else gold.natural)},
-            max_new_tokens=item.new_tokens(),
+            max_new_tokens=item.hops if terse and item.cot else item.new_tokens(),
             stop=() if terse or item.cot else ("\n",),
             meta={
-                "form": "set" if several else "digit" if digit else "name",
+                "form": form,
                 "given": question.given,
                 "walk": list(question.walk),
                 "facts": len(item.content.statements),
@@ -213,16 +215,23 @@ class Multihop:
             answer = answers.name_set(completion.text, given, cot=cot)
             return Score(sample.id, float(answer == " ".join(sorted(sample.target[0].split()))), answer)
         digit = sample.meta["form"] == "digit"
+        if sample.meta["form"] == "walk":  # every node on the way; the last one is the answer
+            names = completion.text.split()
+            answer = names[-1] if len(names) == int(sample.facets["hops"]) else ""
+            return self._walked(sample, answer)
         answer = (
             answers.one_digit(completion.text, cot=cot) if digit else answers.one_name(completion.text, given, cot=cot)
         )
+        return self._walked(sample, answer)
+
+    def _walked(self, sample: Sample, answer: str) -> Score:
         walk = list(sample.meta["walk"])
         detail = {"hops_done": answers.hops_done(walk, answer, int(sample.facets["hops"]))} if walk else {}
         return Score(sample.id, float(answer == sample.target[0]), answer, detail)
 
-    def document(self, subtask: str, seed: int, index: int, budget: int) -> Document:
+    def document(self, subtask: str, seed: int, index: int, budget: int, **knobs: Facet) -> Document:
         """Training document number `index`, at most `budget` words; no set of names is shared with an evaluation."""
-        return documents.document(subtask, seed, index, budget)
+        return documents.document(subtask, seed, index, budget, knobs)
 
 
 def _checked(request: Request) -> dict[str, tuple[Facet, ...]]:
@@ -253,10 +262,14 @@ def _widest(content: Content, facets: Facets, possible: range, terse: bool, coun
     """The longest question of those that share a text with the asked one: see `Multihop`."""
     hops, length = int(facets["hops"]), int(facets["length"])
     alone = facets.get("question") == "set"
+    written = terse and facets["answer"] == "cot"  # a name for every hop
     for tier in () if alone else _TIERS:
         if hops <= tier:
-            asked = [content.ask(k) for k in possible if k <= tier]
+            depths = [k for k in possible if k <= tier]
+            asked = [content.ask(k) for k in depths]
             costs = [count(each.terse if terse else f"{each.natural}\n{each.prefix}") for each in asked]
+            if written:
+                costs = [cost + k for cost, k in zip(costs, depths, strict=True)]
             if max(costs) - min(costs) <= length // 64:  # four tokens of 256
                 return asked[costs.index(max(costs))]
     return content.ask(hops)

@@ -97,7 +97,7 @@ class Ruler:
         """RULER's own table in percent: effective length, and averages over lengths of the mean over tasks."""
         return summary.table(scores)
 
-    def document(self, subtask: str, seed: int, index: int, budget: int) -> Document:
+    def document(self, subtask: str, seed: int, index: int, budget: int, **knobs: Facet) -> Document:
         """Training document number `index` in the terse wording, of at most `budget` words, all of the lexicon.
 
         Drawn in the namespace "train", so that it equals no evaluation item. Raises UserError for a task without a
@@ -105,6 +105,8 @@ class Ruler:
         """
         if subtask not in terse.TASKS:
             raise unknown("trainable ruler task", subtask, terse.TASKS)
+        for knob in knobs:
+            raise UserError(f"training documents of ruler have no knob {knob!r}")
         return training.document(subtask, seed, index, budget, self.version)
 
     def _kinds(self, request: Request) -> Iterator[tuple[Kind, str]]:
