@@ -1,6 +1,7 @@
 """The command line: a few lines a verb. Verbs import what they need when they run, so that --help starts at once."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -76,8 +77,19 @@ def compare(
 @app.command()
 def train(  # noqa: PLR0913 - each option is one parameter of a verb
     *,
-    model: Annotated[list[str], typer.Option("--model", "-m", help="Presets or patterns such as 'KKKF KKKF'; a,b,c.")],
-    out: Annotated[str, typer.Option(help="Folder of the token stream and the checkpoints.")] = "checkpoints",
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Presets or patterns such as 'KKKF KKKF'; a,b,c. Default: the budget's."),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="tiny (a few minutes on a CPU) or reference: equal parameters, tokens and questions.")
+    ] = "",
+    mixer: Annotated[
+        str, typer.Option(help="MODULE:CLASS of layers X, for --budget: --model 'XXXF XXXF' --mixer my_module:MyMixer.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="Seeds of each design. Default: the budget's, or 3.")] = 0,
+    each: Annotated[int, typer.Option(help="Trainings at a time on each GPU.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder of the token streams and the checkpoints.")] = "checkpoints",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
     tokens: Annotated[int, typer.Option(help="Tokens in each step.")] = 4096,
     width: Annotated[int, typer.Option(help="Hidden size, a multiple of 16.")] = 64,
@@ -90,12 +102,33 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     mimetic: Annotated[
         bool, typer.Option("--mimetic", help="Keys start equal to queries (arXiv 2305.09828), in every design.")
     ] = False,
+    json: Json = False,
 ) -> None:
-    """Train designs on one token stream made by the task plugins; an interrupted run goes on."""
+    """Train designs on one token stream made by the task plugins; an interrupted run goes on.
+
+    With --budget all else is decided: designs of equal size learn from equal tokens, at a learning rate chosen for
+    each by one rule, are asked equal questions, and end in one table.
+    """
     from evalsuite import verbs
 
-    options = {"steps": steps, "tokens_per_step": tokens, "width": width, "lr": lr, "seed": seed, "device": device}
-    verbs.train(model, out, **options, compiled=compiled, mimetic=mimetic)
+    options = {"steps": steps, "tokens_per_step": tokens, "width": width, "lr": lr, "seed": seed}
+    options |= {"compiled": compiled, "mimetic": mimetic}
+    if budget:
+        models = verbs.with_mixer(model or [], mixer)
+        verbs.equal(budget, models, out, seeds=seeds, each=each, device=device, decided=options, as_json=json)
+    else:
+        verbs.train(model or [], out, **options, device=device)
+
+
+@app.command()
+def lab(
+    out: Annotated[str, typer.Argument(metavar="DIR", help="Folder of `evalsuite train --budget`.")],
+    json: Json = False,
+) -> None:
+    """Show what an equal-budget training found so far, and the gates that a claim must pass."""
+    from evalsuite.lab import report
+
+    sys.stdout.write(report.report(Path(out), as_json=json) + "\n")
 
 
 @app.command("list")

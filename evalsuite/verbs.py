@@ -1,8 +1,9 @@
 """What the verbs `run`, `compare` and `list` do."""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -86,6 +87,46 @@ def train(models: Sequence[str], out: str, **options: Any) -> None:
     asked = lab.Plan(split_models(models), Path(out), **options)
     for folder in lab.train(asked, lambda line: print(line, file=sys.stderr, flush=True)):
         print(folder)
+
+
+def with_mixer(models: Sequence[str], mixer: str) -> list[str]:
+    """Designs with layers X as `XXXF@module:Class`; modules of the current folder can be imported."""
+    if not mixer:
+        return list(models)
+    sys.path.insert(0, os.getcwd())
+    names = split_models(models)
+    if not any("X" in name for name in names):
+        raise UserError("--mixer is for layers X: --model 'XXXF XXXF'")
+    return [f"{name}@{mixer}" if "X" in name else name for name in names]
+
+
+def equal(
+    budget: str,
+    models: Sequence[str],
+    out: str,
+    *,
+    seeds: int,
+    each: int,
+    device: str,
+    decided: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Train designs at an equal budget and print their table; `decided` are options that a budget leaves no choice."""
+    from evalsuite.lab import budget as budgets
+    from evalsuite.lab import equal as lab
+    from evalsuite.lab import report
+    from evalsuite.lab.run import Plan
+
+    free = Plan((), Path())
+    for name, value in decided.items():
+        if value != getattr(free, name):
+            raise UserError(f"--budget {budget} decides {name.replace('_per_step', '')}; leave one of the two out")
+    chosen = budgets.named(budget)
+    names = split_models(models) if models else list(chosen.designs)
+    designs = {name: seeds or chosen.designs.get(name, 3) for name in names}
+    machine = lab.Machine.found(device, each)
+    lab.run(chosen, designs, Path(out), machine, lambda line: print(line, file=sys.stderr, flush=True))
+    sys.stdout.write(report.report(Path(out), as_json=as_json) + "\n")
 
 
 def compare(paths: Sequence[str], form: str, *, flips: bool = False) -> None:

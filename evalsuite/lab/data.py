@@ -1,6 +1,7 @@
 """The token stream: documents of the task plugins, made once, read by every design in the same order."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -112,7 +113,9 @@ def build(stream: Stream, folder: Path, workers: int = 1) -> Path:
         shape = (stream.steps, stream.tokens_per_step)
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint16, shape=shape).flush()
     blocks = [range(i, min(i + 8, stream.steps)) for i in range(0, stream.steps, 8)]
-    with ProcessPoolExecutor(workers) as pool:
+    method = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
+    method.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, method) as pool:
         list(pool.map(_fill, [stream] * len(blocks), [folder] * len(blocks), blocks))  # raises what a worker raised
     recipe.write_text(wanted)  # last: a folder with a recipe is whole
     return folder

@@ -100,7 +100,7 @@ def train(plan: Plan, say: Callable[[str], None]) -> list[Path]:
         with locked(folder):
             trainer = Trainer(config, recipe, device, compiled=plan.compiled)
             trainer.run(stream, data, folder, partial(_say, say, name))
-            publish(trainer, folder, _provenance(stream, recipe, trainer))
+            publish(trainer, folder, provenance(stream, recipe, trainer))
         done.append(folder)
     return done
 
@@ -147,7 +147,8 @@ def _say(say: Callable[[str], None], name: str, line: dict[str, float]) -> None:
     )
 
 
-def _provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
+def provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
+    """What `training.json` tells of a checkpoint."""
     return {
         "wording": "terse",
         "command": shlex.join(["evalsuite", *sys.argv[1:]]),

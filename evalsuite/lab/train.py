@@ -22,6 +22,10 @@ from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.models.tokenizer import build_tokenizer
 from evalsuite_kernels import record
 
+LINE = 50  # steps of a line of history
+SAVE = 5 * LINE  # steps of a checkpoint
+PROBES = 24
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -90,7 +94,8 @@ class Trainer:
         self.graphs: dict[tuple[torch.Size, str], Recorded] = {}
         self.step = 0
         self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
+        self.total = torch.zeros((), device=device)  # of the losses since the last line of history
         self.stream: dict[str, Any] = {}  # what it is trained on
         self.ran: dict[str, set[str]] = {}  # operator -> the implementations that trained it
 
@@ -103,6 +108,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "total": self.total,
             "ran": record.told(self.ran),
         }
         part = folder / "trainer.pt.part"
@@ -112,7 +118,7 @@ class Trainer:
     def _made(self) -> dict[str, Any]:
         """What a run's weights depend on: a state of another making is never gone on with."""
         shape = (
-            "vocab_size", "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
+            "vocab_size", "pattern", "mixer", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size",
             "tie_word_embeddings", "mimetic_init", "index_heads", "index_dim", "topk", "index_rope", "block_size",
             "block_topk", "compressed_size", "index_loss_coef", "window",
         )  # fmt: skip
@@ -134,30 +140,49 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+            self.total.copy_(state["total"])
             self.ran = {name: set(impls) for name, impls in state.get("ran", {}).items()}
 
-    def run(self, stream: Stream, data: Path, out: Path, report: Callable[[dict[str, float]], None]) -> None:
-        """Train to the end of the stream; a line of history every 50 steps, a checkpoint every 250."""
+    def run(
+        self,
+        stream: Stream,
+        data: Path,
+        out: Path,
+        report: Callable[[dict[str, Any]], None],
+        probe: Callable[[EvalsuiteForCausalLM], dict[str, float]] | None = None,
+    ) -> None:
+        """Train to the end of the stream; a line of history every LINE steps, a checkpoint every SAVE.
+
+        `probe` is asked some PROBES times and at the end; the loss of a line is the mean since the line before.
+        """
         out.mkdir(parents=True, exist_ok=True)
         self.stream = asdict(stream)
         self.resume(out)
         self.model.train()
         began = time.perf_counter() - self.seconds
+        probed = max(1, round(stream.steps / PROBES / LINE)) * LINE
         for ids, labels in batches(stream, data, self.step):
             self._enter(self.step, stream.steps)
             loss, accuracy = self.update(ids, labels, self.recipe.rate(self.step, stream.steps))
             self.step += 1
             self.seconds = time.perf_counter() - began
-            if self.step % 50 == 0 or self.step == stream.steps:
+            self.total += loss
+            last = self.step == stream.steps
+            if self.step % LINE == 0 or last:
+                mean = self.total.item() / ((self.step - 1) % LINE + 1)
+                self.total.zero_()
                 tokens = self.step * stream.tokens_per_step
-                line = {"step": self.step, "tokens": tokens, "loss": loss.item(), "accuracy": accuracy.item()}
+                line: dict[str, Any] = {"step": self.step, "tokens": tokens, "loss": mean, "accuracy": accuracy.item()}
                 if "D" in self.config.pattern:
                     line["recall"] = self._recall(ids)
+                if probe is not None and (self.step % probed == 0 or last):
+                    with torch.autocast(self.total.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                        line["probe"] = probe(self.model)
                 self.history.append({**line, "seconds": round(self.seconds, 1)})
                 report(self.history[-1])
                 if not math.isfinite(line["loss"]):
                     raise UserError(f"loss is {line['loss']} at step {self.step}; lower --lr and take another --out")
-            if self.step % 250 == 0:
+            if self.step % SAVE == 0:
                 self.save(out)
         self._enter(stream.steps - 1, stream.steps)
         self.save(out)

@@ -18,6 +18,7 @@ LETTERS: dict[str, str] = {
     "D": "sparse attention over the tokens that an indexer chooses (DSA), NoPE",
     "B": "sparse attention over the blocks whose mean key is nearest (MoBA), NoPE",
     "T": "three branches: compressed blocks, chosen blocks, a window (NSA), NoPE",
+    "X": "a mixer of your own, the one that `mixer` names",
 }
 ROPE_FRACTION = {"R": 1.0, "P": 0.25, "S": 1.0}  # of each head; elsewhere 0
 ATTENTION = "FRPSDBT"  # what keeps keys and values
@@ -45,6 +46,7 @@ class EvalsuiteConfig(PreTrainedConfig):
     vocab_size: int = 1100
     hidden_size: int = 256
     pattern: str = "FFFFFFFF"
+    mixer: str = ""  # of layers X, "module:Class": see models.mixers.own
     num_attention_heads: int = 4
     num_key_value_heads: int = 4  # of full and sliding attention; the linear mixers use num_attention_heads
     head_dim: int = 64
@@ -81,6 +83,8 @@ class EvalsuiteConfig(PreTrainedConfig):
         unknown = sorted(set(self.pattern) - set(LETTERS))
         if unknown or not self.pattern:
             raise ValueError(f"pattern {self.pattern!r} has unknown layers {unknown}; letters are {' '.join(LETTERS)}")
+        if ("X" in self.pattern) != bool(self.mixer):
+            raise ValueError(f"layers X and a mixer, 'module:Class', go together: {self.pattern!r}, {self.mixer!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         if self.index_phase not in {"dense", "sparse"}:

@@ -1,11 +1,13 @@
 """The mixers: attention, linear attention, delta rule and convolution, one class a family, one letter a member."""
 
 import math
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evalsuite.errors import UserError
 from evalsuite.models.cache import Keys, KVLayer, Layout, StateLayer
 from evalsuite.models.config import ROPE_FRACTION, EvalsuiteConfig
 from evalsuite_kernels import delta_rule, full_attention, lightning_slopes, linear_attention
@@ -75,6 +77,11 @@ class Mixer(nn.Module):
     def split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.dim))
 
+    @classmethod
+    def state_bytes(cls, config: EvalsuiteConfig, length: int) -> dict[str, int]:
+        """Of a mixer of the user's own: bytes that it keeps for a sequence, keys and values as "kv", else "state"."""
+        return {"state": 0}
+
 
 class Attention(Mixer):
     """Full (F, R, P) and sliding-window (S) attention with QK norm and GQA."""
@@ -103,6 +110,11 @@ class Attention(Mixer):
         assert isinstance(store, KVLayer)
         return self.attend(q, store.extend(k, v, layout), layout)
 
+    @classmethod
+    def state_bytes(cls, config: EvalsuiteConfig, length: int) -> dict[str, int]:
+        """Keys and values, of two bytes a number."""
+        return {"kv": 2 * config.num_key_value_heads * config.head_dim * length * 2}
+
     def attend(self, q: Tensor, keys: Keys, layout: Layout) -> Tensor:
         """q [B, T, HQ, D] -> o [B, T, HQ, D]."""
         if layout.step:  # the ring of a window layer holds exactly what this query may see
@@ -114,6 +126,11 @@ class Attention(Mixer):
 
 class Recurrent(Mixer):
     """What linear attention and the delta rule share: the state's way through the cache, and the norm of each head."""
+
+    @classmethod
+    def state_bytes(cls, config: EvalsuiteConfig, length: int) -> dict[str, int]:
+        """One fp32 matrix a head."""
+        return {"state": 4 * config.num_attention_heads * config.head_dim**2}
 
     def __init__(self, config: EvalsuiteConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -247,3 +264,18 @@ class ConvOnly(Mixer):
 
     def mix(self, x: Tensor, layout: Layout) -> Tensor:
         return self.norm(self.split(F.silu(self.v_proj(x)), self.heads))
+
+
+def own(spec: str) -> type[Mixer]:
+    """The class that "module:Class" names, a subclass of Mixer, Recurrent or Attention.
+
+    Raises UserError, one line, where there is none.
+    """
+    module, _, name = spec.partition(":")
+    try:
+        found = getattr(import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"mixer {spec!r}: {error}; run where the module can be imported, or set PYTHONPATH") from error
+    if not (isinstance(found, type) and issubclass(found, Mixer)):
+        raise UserError(f"mixer {spec!r} is no subclass of evalsuite.models.mixers.Mixer; write module:Class")
+    return found

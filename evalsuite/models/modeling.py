@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from evalsuite.models.cache import HybridCache, KVLayer, Layout, StateLayer
 from evalsuite.models.config import ATTENTION, EvalsuiteConfig
-from evalsuite.models.mixers import Attention, ConvOnly, DecayGate, DeltaMixer, LinearMixer, Mixer, RMSNorm, wide
+from evalsuite.models.mixers import Attention, ConvOnly, DecayGate, DeltaMixer, LinearMixer, Mixer, RMSNorm, own, wide
 from evalsuite.models.sparse import Blocks, Branches, Compress, Indexed
 from evalsuite_kernels import short_convolution
 
@@ -23,6 +23,14 @@ FAMILIES: dict[str, type[Mixer]] = {
     "B": Blocks,
     "T": Branches,
 }
+
+
+def family(config: EvalsuiteConfig, layer: int) -> type[Mixer]:
+    """The class of a layer's mixer."""
+    letter = config.pattern[layer]
+    return own(config.mixer) if letter == "X" else FAMILIES[letter]
+
+
 CONV_SCALE = 0.5  # taps start in U(-0.5, 0.5): the previous token is readable from the first step on
 
 
@@ -82,7 +90,7 @@ class Block(nn.Module):
         self.layer = layer
         self.mixer_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.conv = nn.Parameter(torch.empty(config.hidden_size, config.conv_size))
-        self.mixer = FAMILIES[config.pattern[layer]](config, layer)
+        self.mixer = family(config, layer)(config, layer)
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn: nn.Module = (
             Experts(config) if config.num_experts else SwiGLU(config.hidden_size, config.intermediate_size)
@@ -154,10 +162,11 @@ class EvalsuiteModel(EvalsuitePreTrainedModel):
 
     def new_cache(self, batch: int) -> HybridCache:
         """An empty cache for `batch` sequences."""
-        letters = self.config.pattern
         mixers = [
-            KVLayer(self.config.window if letter == "S" else None) if letter in ATTENTION else StateLayer()
-            for letter in letters
+            KVLayer(self.config.window if letter == "S" else None)
+            if issubclass(family(cast(EvalsuiteConfig, self.config), layer), Attention)
+            else StateLayer()
+            for layer, letter in enumerate(self.config.pattern)
         ]
         return HybridCache(mixers, batch, self.device)
 
@@ -220,6 +229,9 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
             kv = 2 * c.num_key_value_heads * c.head_dim * kept * item if letter in ATTENTION else 0
             index = c.index_dim * length * item if letter == "D" else 0
             state = 4 * c.num_attention_heads * c.head_dim**2 if letter in "KGNLAM" else 0
+            if letter == "X":
+                kept_by = own(c.mixer).state_bytes(cast(EvalsuiteConfig, c), length)
+                kv, index, state = (kept_by.get(kind, 0) for kind in ("kv", "index", "state"))
             rows.append({"kv": kv, "index": index, "state": state + tail})
         return rows
 

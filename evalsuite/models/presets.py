@@ -41,6 +41,6 @@ def pattern_of(name: str) -> str:
     if name in PRESETS:
         return PRESETS[name].pattern.replace(" ", "")
     letters = name.replace(" ", "")
-    if letters and set(letters) <= set("FRPSKGNLAMCDBT"):
+    if letters and set(letters) <= set("FRPSKGNLAMCDBTX"):
         return letters
     raise unknown("model", name, PRESETS)

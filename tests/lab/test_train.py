@@ -123,7 +123,7 @@ def test_publish_rounds_to_bf16_and_nothing_else(tmp_path: Path) -> None:
         assert torch.equal(model.model.state_dict()[name].float(), value.bfloat16().float())
 
 
-@pytest.mark.parametrize(("name", "message"), [("hybrid-kdaa", "hybrid-kda"), ("KKX", "unknown model")])
+@pytest.mark.parametrize(("name", "message"), [("hybrid-kdaa", "hybrid-kda"), ("KKQ", "unknown model")])
 def test_an_unknown_design_fails_before_any_work(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         train(Plan(("full", name), tmp_path / "out"), print)

@@ -1,0 +1,216 @@
+"""The budgets of the equal-budget lab: what every design gets, how much of it, and what it is asked."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from evalsuite.errors import UserError, unknown
+from evalsuite.lab.data import Stream
+from evalsuite.lab.match import matched, parameters
+from evalsuite.lab.probe import Questions
+from evalsuite.lab.train import Recipe
+from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.presets import pattern_of
+from evalsuite.models.tokenizer import vocabulary
+
+Mixture = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One size, one stream law and one recipe for every design. Settings are those of `EvalsuiteConfig`."""
+
+    name: str
+    width: int
+    head: int  # dims of a head
+    layers: int
+    context: int  # longest text that a finished model may be asked
+    settings: Mapping[str, Any]  # windows, top-k
+    mixture: Mixture
+    lengths: tuple[tuple[int, float], ...]
+    curriculum: float
+    steps: int
+    tokens: int  # of a step
+    rates: tuple[float, ...]  # learning rates to choose from; one: no sweep
+    designs: Mapping[str, int]  # design -> seeds
+    probes: tuple[Questions, ...]  # asked while it trains
+    questions: tuple[Questions, ...]  # asked of the finished model
+    bf16: bool = True
+    warmup: int = 150
+    knowledge: int = 1024  # facts of the biggest encyclopedia in the mixture
+    gate_hops: tuple[int, ...] = (1, 2, 4, 6)  # hop counts that full attention must solve for a figure to say anything
+    share: float = 1 / 3  # of the steps, for every learning rate tried
+    core: tuple[str, ...] = field(default=())  # designs in bold; the others are exploratory
+
+    def config(self, name: str) -> EvalsuiteConfig:
+        """The configuration of a preset or pattern, of as many parameters as full attention has at this depth.
+
+        `XXXF@module:Class` names the mixer of layers X.
+        """
+        name, _, mixer = name.partition("@")
+        pattern = pattern_of(name)
+        if ("X" in pattern) != bool(mixer):
+            raise UserError(f"layers X and --mixer MODULE:CLASS go together: {name!r} has {mixer or 'no mixer'}")
+        return matched({**self._settings(), "pattern": pattern, "mixer": mixer}, self.size(len(pattern)))
+
+    def size(self, layers: int) -> int:
+        """Parameters of full attention with that many layers and a SwiGLU of 8/3 the width."""
+        full = {"pattern": "F" * layers, "intermediate_size": round(self.width * 8 / 3 / 16) * 16}
+        return parameters(EvalsuiteConfig(**{**self._settings(), **full}))
+
+    def stream(self, seed: int, *, sweep: bool = False) -> Stream:
+        """The token stream of a seed, or the shorter one on which learning rates are compared."""
+        steps = max(1, round(self.steps * self.share)) if sweep else self.steps
+        return Stream(
+            self.mixture,
+            lengths=self.lengths,
+            curriculum=self.curriculum,
+            steps=steps,
+            tokens_per_step=self.tokens,
+            seed=seed,
+        )
+
+    def recipe(self, lr: float, seed: int) -> Recipe:
+        """The recipe at a learning rate."""
+        return Recipe(lr=lr, seed=seed, bf16=self.bf16, warmup=self.warmup)
+
+    def _settings(self) -> dict[str, Any]:
+        heads = self.width // self.head
+        return {
+            "vocab_size": len(vocabulary()),
+            "hidden_size": self.width,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "head_dim": self.head,
+            "max_position_embeddings": self.context,
+            "tie_word_embeddings": True,
+            **self.settings,
+        }
+
+
+_HOPS = "multihop.hops=1,2,3,4,5,6"
+_GRAPH = Questions("multihop.graph", 100, (512,), (_HOPS, "multihop.facts=8,16,32,64"))
+
+REFERENCE = Budget(
+    name="reference",
+    width=192,
+    head=64,
+    layers=8,
+    context=16384,
+    settings={"window": 64, "index_topk": 128},
+    mixture=(
+        ("multihop.graph", 0.30),
+        ("multihop.path", 0.12),
+        ("multihop.chain", 0.03),
+        ("multihop.binding", 0.03),
+        ("multihop.callchain", 0.02),
+        ("ruler.niah_single_1", 0.01),
+        ("ruler.niah_multikey_1", 0.02),
+        ("ruler.niah_multikey_2", 0.03),
+        ("ruler.niah_multivalue", 0.03),
+        ("ruler.niah_multiquery", 0.03),
+        ("ruler.vt", 0.04),
+        ("ruler.cwe", 0.03),
+        ("ruler.fwe", 0.02),
+        ("trace.assign", 0.02),
+        ("trace.swap", 0.03),
+        ("trace.index", 0.02),
+        ("trace.deref", 0.03),
+        ("trace.palindrome", 0.02),
+        ("trace.stack", 0.02),
+        ("knowledge.cloze load=1024", 0.03),
+        ("knowledge.cloze load=65536", 0.07),
+        ("knowledge.letter load=1024", 0.05),
+    ),
+    lengths=((256, 0.25), (512, 0.40), (2048, 0.35)),
+    curriculum=0.35,
+    steps=3200,
+    tokens=32768,
+    rates=(1e-3, 2e-3, 4e-3),
+    designs={
+        "full": 5,
+        "full-rope": 3,
+        "hybrid-kda": 5,
+        "hybrid-gdn": 3,
+        "hybrid-lightning": 5,
+        "hybrid-swa": 5,
+        "linear-kda": 3,
+        "sparse-dsa": 3,
+        "hybrid-kda-dsa": 5,
+        "hybrid-conv": 3,
+    },
+    probes=(
+        Questions("multihop.graph", 64, (512,), (_HOPS, "multihop.facts=16,64")),
+        Questions("multihop.path", 64, (512,), ("multihop.hops=1,2,3,4", "multihop.facts=32")),
+        Questions("knowledge", 128, (), ("knowledge.load=1024,65536",)),
+    ),
+    questions=(
+        _GRAPH,
+        Questions("multihop.path", 100, (512,), (_HOPS, "multihop.facts=32,64")),
+        Questions("multihop.chain,multihop.binding,multihop.callchain", 100, (512,)),
+        Questions("multihop.graph", 50, (1024, 2048, 4096, 8192, 16384), ("multihop.hops=1,2,4", "multihop.facts=64")),
+        Questions("multihop.graph", 50, (1024, 2048), ("multihop.hops=1,2,4", "multihop.facts=dense")),
+        Questions("ruler", 50, (512, 2048)),
+        Questions("trace", 50, (512,)),
+        Questions("knowledge", 200, (), ("knowledge.load=1024,65536",)),
+    ),
+    core=(
+        "full",
+        "full-rope",
+        "hybrid-kda",
+        "hybrid-gdn",
+        "hybrid-lightning",
+        "hybrid-swa",
+        "linear-kda",
+        "sparse-dsa",
+        "hybrid-kda-dsa",
+        "hybrid-conv",
+    ),
+)
+
+TINY = Budget(
+    name="tiny",
+    width=64,
+    head=32,
+    layers=4,
+    context=96,
+    settings={"window": 16, "index_topk": 16},
+    mixture=(("multihop.graph facts=12 hops=5", 1.0),),
+    lengths=((96, 1.0),),
+    curriculum=0.0,
+    steps=1500,
+    tokens=2304,
+    rates=(4e-3,),
+    designs={"FFFF": 1, "SFSF": 1, "SSSF": 1},
+    probes=(Questions("multihop.graph", 64, (96,), ("multihop.hops=1,2,3,4,5", "multihop.facts=12")),),
+    questions=(Questions("multihop.graph", 100, (96,), ("multihop.hops=1,2,3,4,5", "multihop.facts=12")),),
+    bf16=False,
+    warmup=100,
+    gate_hops=(1, 2, 3, 4),
+    core=("FFFF", "SFSF", "SSSF"),
+)
+
+BUDGETS = {budget.name: budget for budget in (TINY, REFERENCE)}
+
+
+def named(name: str) -> Budget:
+    """The budget of that name. Raises UserError with the nearest where there is none."""
+    if name not in BUDGETS:
+        raise unknown("budget", name, BUDGETS)
+    return BUDGETS[name]
+
+
+def told(budget: Budget) -> dict[str, Any]:
+    """What the results of a budget depend on, apart from the designs."""
+    plain = asdict(budget)
+    for name in ("designs", "core", "gate_hops"):
+        del plain[name]
+    return plain
+
+
+def check(budget: Budget, designs: Mapping[str, int]) -> None:
+    """Raise UserError for a design that cannot be made at this budget, before any work."""
+    for name, seeds in designs.items():
+        if seeds < 1:
+            raise UserError(f"{name} needs at least one seed, not {seeds}")
+        budget.config(name)
