@@ -178,7 +178,7 @@ TINY = Budget(
     mixture=(("multihop.graph facts=12 hops=5", 1.0),),
     lengths=((96, 1.0),),
     curriculum=0.0,
-    steps=1500,
+    steps=2000,
     tokens=2304,
     rates=(4e-3,),
     designs={"FFFF": 1, "SFSF": 1, "SSSF": 1},
