@@ -197,7 +197,7 @@ def test_a_weight_of_another_shape_or_kind(checkpoint: Path, value: torch.Tensor
     [
         ({"model_type": "llama"}, "has model_type 'llama', and only 'evalsuite' is read"),
         ({"model_type": None}, "has model_type None"),
-        ({"pattern": "KXF"}, "is no valid configuration: pattern 'KXF' has unknown layers"),
+        ({"pattern": "KQF"}, "is no valid configuration: pattern 'KQF' has unknown layers"),
         ({"hidden_size": "wide"}, "is no valid configuration: "),
         ({"num_key_value_heads": 0}, "is no valid configuration: "),
         ({"pattern": 3}, "pattern must be a string"),
