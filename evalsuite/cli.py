@@ -116,6 +116,8 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     if budget:
         models = verbs.with_mixer(model or [], mixer)
         verbs.equal(budget, models, out, seeds=seeds, each=each, device=device, decided=options, as_json=json)
+    elif mixer or seeds or each != 1 or json:
+        raise UserError("--mixer, --seeds, --each and --json are for --budget; name one, or leave them out")
     else:
         verbs.train(model or [], out, **options, device=device)
 

@@ -1,7 +1,7 @@
 """The budgets of the equal-budget lab: what every design gets, how much of it, and what it is asked."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from evalsuite.errors import UserError, unknown
@@ -23,7 +23,6 @@ class Budget:
     name: str
     width: int
     head: int  # dims of a head
-    layers: int
     context: int  # longest text that a finished model may be asked
     settings: Mapping[str, Any]  # windows, top-k
     mixture: Mixture
@@ -37,10 +36,8 @@ class Budget:
     questions: tuple[Questions, ...]  # asked of the finished model
     bf16: bool = True
     warmup: int = 150
-    knowledge: int = 1024  # facts of the biggest encyclopedia in the mixture
     gate_hops: tuple[int, ...] = (1, 2, 4, 6)  # hop counts that full attention must solve for a figure to say anything
     share: float = 1 / 3  # of the steps, for every learning rate tried
-    core: tuple[str, ...] = field(default=())  # designs in bold; the others are exploratory
 
     def config(self, name: str) -> EvalsuiteConfig:
         """The configuration of a preset or pattern, of as many parameters as full attention has at this depth.
@@ -95,7 +92,6 @@ REFERENCE = Budget(
     name="reference",
     width=192,
     head=64,
-    layers=8,
     context=16384,
     settings={"window": 64, "index_topk": 128},
     mixture=(
@@ -154,25 +150,12 @@ REFERENCE = Budget(
         Questions("trace", 50, (512,)),
         Questions("knowledge", 200, (), ("knowledge.load=1024,65536",)),
     ),
-    core=(
-        "full",
-        "full-rope",
-        "hybrid-kda",
-        "hybrid-gdn",
-        "hybrid-lightning",
-        "hybrid-swa",
-        "linear-kda",
-        "sparse-dsa",
-        "hybrid-kda-dsa",
-        "hybrid-conv",
-    ),
 )
 
 TINY = Budget(
     name="tiny",
     width=64,
     head=32,
-    layers=4,
     context=96,
     settings={"window": 16, "index_topk": 16},
     mixture=(("multihop.graph facts=12 hops=5", 1.0),),
@@ -187,7 +170,6 @@ TINY = Budget(
     bf16=False,
     warmup=100,
     gate_hops=(1, 2, 3, 4),
-    core=("FFFF", "SFSF", "SSSF"),
 )
 
 BUDGETS = {budget.name: budget for budget in (TINY, REFERENCE)}
@@ -203,7 +185,7 @@ def named(name: str) -> Budget:
 def told(budget: Budget) -> dict[str, Any]:
     """What the results of a budget depend on, apart from the designs."""
     plain = asdict(budget)
-    for name in ("designs", "core", "gate_hops"):
+    for name in ("designs", "gate_hops"):
         del plain[name]
     return plain
 

@@ -76,18 +76,16 @@ class Machine:
         return cls(tuple(f"cuda:{i}" for i in range(gpus) for _ in range(each)) or ("cpu",) * (os.cpu_count() or 1))
 
 
-def run(
-    budget: Budget, designs: Mapping[str, int], out: Path, machine: Machine, say: Callable[[str], None]
-) -> list[Path]:
-    """Train every seed of every design and ask it the budget's questions; returns the folders of the results.
+def run(budget: Budget, designs: Mapping[str, int], out: Path, machine: Machine, say: Callable[[str], None]) -> None:
+    """Train every seed of every design and ask it the budget's questions; results are `result.json` of each folder.
 
-    Raises UserError, once all other jobs are done, where a job failed: the same command tries it again.
+    Raises UserError, once all other jobs are done, where a job failed: the same command tries it again. An interrupt
+    ends all jobs at once, to go on from their last states.
     """
     budgets.check(budget, designs)
     with locked(out):
         _remember(out, budget)
-        lab = _Lab(budget, out, machine, say)
-        return lab.run(designs)
+        _Lab(budget, out, machine, say).run(designs)
 
 
 class _Lab:
@@ -100,36 +98,42 @@ class _Lab:
         self.streams: dict[Stream, Future[Path]] = {}
         self.pending: dict[Future[Any], Job] = {}
 
-    def run(self, designs: Mapping[str, int]) -> list[Path]:
+    def run(self, designs: Mapping[str, int]) -> None:
         spawn = multiprocessing.get_context("spawn")
         slots = spawn.SimpleQueue()
         for slot in self.machine.slots:
             slots.put(slot)
+        others = multiprocessing.active_children()
         with (
             ThreadPoolExecutor(1) as self.building,
             ProcessPoolExecutor(len(self.machine.slots), spawn, _enter, (slots, len(self.machine.slots))) as self.pool,
         ):
-            for name in designs:
-                for lr in self.budget.rates if len(self.budget.rates) > 1 else ():
-                    self._start(Job(name, 0, lr, sweep=True))
-            if len(self.budget.rates) == 1:
-                for seed in range(max(designs.values())):
-                    for name in (name for name, seeds in designs.items() if seed < seeds):
-                        self._start(Job(name, seed, self.budget.rates[0]))
             try:
+                self._begin(designs)
                 self._until_done(designs)
-            except BrokenProcessPool:
-                raise UserError(
-                    "a process of the lab died, of memory perhaps; what is finished is kept, and the same command "
-                    "goes on"
-                ) from None
+            except BaseException as error:  # nobody waits for what still runs
+                for child in set(multiprocessing.active_children()).difference(others):
+                    child.kill()
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError(
+                        "a process of the lab died, of memory perhaps; what is finished is kept, and the same command "
+                        "goes on"
+                    ) from error
+                raise
         if self.failed:
             raise UserError("; ".join(self.failed))
-        return [
-            Job(name, seed, 0).folder(self.out) / "result.json"
-            for name, seeds in designs.items()
-            for seed in range(seeds)
-        ]
+
+    def _begin(self, designs: Mapping[str, int]) -> None:
+        """Start what waits for nothing: learning rates to choose from, or where there is one, all seeds."""
+        rates = self.budget.rates
+        if len(rates) > 1:
+            for name in designs:
+                for lr in rates:
+                    self._start(Job(name, 0, lr, sweep=True))
+            return
+        for seed in range(max(designs.values())):
+            for name in (name for name, seeds in designs.items() if seed < seeds):
+                self._start(Job(name, seed, rates[0]))
 
     def _until_done(self, designs: Mapping[str, int]) -> None:
         shown = time.monotonic()
@@ -139,9 +143,12 @@ class _Lab:
                 job = self.pending.pop(future)
                 try:
                     self._finished(job, future.result(), designs)
-                except UserError as error:
-                    self.failed.append(f"{job.label}: {error}")
-                    self.say(f"{job.label} failed: {error}")
+                except BrokenProcessPool:
+                    raise
+                except Exception as error:  # of one job: the others go on
+                    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                    self.failed.append(f"{job.label}: {kind}{error}")
+                    self.say(f"{job.label} failed: {kind}{error}")
             if time.monotonic() - shown > 30 and not done:
                 shown = time.monotonic()
                 for line in progress(self.out):

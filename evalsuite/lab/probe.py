@@ -20,7 +20,7 @@ TOKENS = 65536  # of one forward pass
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """A request for one-word questions, as `evalsuite run` takes it: at these lengths and settings, n a cell."""
+    """A request as `evalsuite run` takes it: tasks at these lengths and settings, so many questions a cell."""
 
     tasks: str
     limit: int

@@ -20,6 +20,7 @@ from evalsuite.lab.budget import Budget, named
 from evalsuite.lab.match import CLOSE
 from evalsuite.lab.probe import solved
 
+GRAPH = "multihop.graph"
 SOLVED = 0.9
 CEILING = 0.95  # of full attention, at every hop count that a figure shows
 SPREAD = 0.02  # of knowledge between designs
@@ -32,7 +33,7 @@ class Trained:
 
     result: Mapping[str, Any]
     scores: Mapping[Cell, float]
-    asked: Mapping[Cell, int] = field(default_factory=dict)
+    asked: Mapping[Cell, int] = field(default_factory=dict)  # questions of each
 
     @property
     def design(self) -> str:
@@ -98,7 +99,7 @@ def gates(found: Sequence[Trained], budget: Budget, facts: int) -> list[Gate]:
     base = [each for each in found if set(each.result["pattern"]) == {"F"}]
     if not base:
         return [Gate("full attention is at its ceiling", False, "no design of full attention alone was trained")]
-    depth = [(hop, score) for each in base for hop, score in hops(each, "multihop.graph", facts).items()]
+    depth = [(hop, score) for each in base for hop, score in hops(each, GRAPH, facts).items()]
     low = [f"{hop} hops {score:.2f}" for hop, score in depth if hop in budget.gate_hops and score < CEILING]
     sizes = [each.result["parameters"] / each.result["size"] - 1 for each in found]
     tokens = {each.result["tokens"] for each in found}
@@ -144,7 +145,7 @@ def tokens_to_solve(trained: Trained, hop: int, facts: int) -> int | None:
     """Tokens after which a probe of so many hops reached SOLVED and stayed there."""
     for line in trained.result["history"]:
         for cell in line.get("probe", {}):
-            if cell.startswith("multihop.graph") and f"facts={facts}," in cell and f"hops={hop}," in cell:
+            if cell.startswith(GRAPH) and f"facts={facts}," in cell and f"hops={hop}," in cell:
                 return solved(trained.result["history"], cell, SOLVED)
     return None
 
@@ -160,11 +161,11 @@ def rows(found: Sequence[Trained], facts: int) -> list[dict[str, Any]]:
         first = seeds[0].result
         known = [value for each in seeds if (value := knowledge(each)) is not None]
         depth: dict[int, dict[str, Any]] = {}
-        for hop in hops(seeds[0], "multihop.graph", facts):
-            values = [hops(each, "multihop.graph", facts)[hop] for each in seeds]
+        for hop in hops(seeds[0], GRAPH, facts):
+            values = [hops(each, GRAPH, facts)[hop] for each in seeds]
             won = sum(value >= SOLVED for value in values)
             differences = [
-                value - hops(base[each.seed], "multihop.graph", facts)[hop]
+                value - hops(base[each.seed], GRAPH, facts)[hop]
                 for value, each in zip(values, seeds, strict=True)
                 if each.seed in base
             ]
@@ -199,20 +200,20 @@ def _cell(found: Mapping[str, Any]) -> str:
     return f"{fmean(values):.2f} ({min(values):.2f}-{max(values):.2f}) {found['solved']}/{len(values)}"
 
 
-def markdown(table: Sequence[Mapping[str, Any]], checks: Sequence[Gate], budget: str, facts: int) -> str:
-    """The headline table, and above it the gates that fail."""
+def markdown(table: Sequence[Mapping[str, Any]], checks: Sequence[Gate], head: str) -> str:
+    """The headline table under its line, and above it the gates that fail."""
     depths = sorted({hop for row in table for hop in row["hops"]})
     failed = [f"**{gate.name}: FAILS** ({gate.found})" for gate in checks if not gate.passed]
     known = any(row["knowledge"] for row in table)
-    head = ["design", "layers", "full", "parameters", "lr", *(["knowledge"] if known else [])]
-    head += [f"{hop} hop{'s' * (hop > 1)}" for hop in depths]
+    columns = ["design", "layers", "full", "parameters", "lr", *(["knowledge"] if known else [])]
+    columns += [f"{hop} hop{'s' * (hop > 1)}" for hop in depths]
     lines = [
-        f"multihop.graph, {facts} facts, budget {budget}: mean (lowest-highest) of the seeds, how many reach {SOLVED}",
+        head,
         "",
         *failed,
         *([""] if failed else []),
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
     ]
     for row in table:
         count = sum(row["pattern"].count(letter) for letter in "FRP")
@@ -229,10 +230,15 @@ def report(out: Path, *, as_json: bool = False) -> str:
     """The table of a folder, in Markdown or JSON."""
     found = load(out)
     budget = named(str(found[0].result["budget"]))
-    loads = {dict(f).get("facts") for (task, f), _ in found[0].scores.items() if task == "multihop.graph"}
+    loads = {dict(f).get("facts") for (task, f), _ in found[0].scores.items() if task == GRAPH}
     facts = max((n for n in loads if isinstance(n, int)), default=0)
     table, checks = rows(found, facts), [*gates(found, budget, facts), *rates(out)]
     if as_json:
         plain = [{"name": gate.name, "passed": gate.passed, "found": gate.found} for gate in checks]
         return json.dumps({"budget": budget.name, "facts": facts, "gates": plain, "designs": table}, indent=1)
-    return markdown(table, checks, budget.name, facts)
+    n = {n for each in found for (task, f), n in each.asked.items() if (task, dict(f).get("facts")) == (GRAPH, facts)}
+    head = (
+        f"multihop.graph, {facts} facts, budget {budget.name}, n = {'/'.join(map(str, sorted(n)))} a cell and seed: "
+        f"mean (lowest-highest) of the seeds, how many reach {SOLVED}"
+    )
+    return markdown(table, checks, head)

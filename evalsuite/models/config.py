@@ -21,7 +21,6 @@ LETTERS: dict[str, str] = {
     "X": "a mixer of your own, the one that `mixer` names",
 }
 ROPE_FRACTION = {"R": 1.0, "P": 0.25, "S": 1.0}  # of each head; elsewhere 0
-ATTENTION = "FRPSDBT"  # what keeps keys and values
 LAYER_TYPES = {  # words that every supported release of transformers knows
     "F": "full_attention",
     "R": "full_attention",

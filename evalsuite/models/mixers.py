@@ -18,6 +18,10 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _item(linear: nn.Linear) -> int:
+    return linear.weight.element_size()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, computed in fp32 or wider."""
 
@@ -77,10 +81,9 @@ class Mixer(nn.Module):
     def split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.dim))
 
-    @classmethod
-    def state_bytes(cls, config: EvalsuiteConfig, length: int) -> dict[str, int]:
-        """Of a mixer of the user's own: bytes that it keeps for a sequence, keys and values as "kv", else "state"."""
-        return {"state": 0}
+    def state_bytes(self, length: int) -> dict[str, int]:
+        """Bytes that it keeps for a sequence of `length` tokens, by kind: "kv", "index", "state"."""
+        return {}
 
 
 class Attention(Mixer):
@@ -110,10 +113,9 @@ class Attention(Mixer):
         assert isinstance(store, KVLayer)
         return self.attend(q, store.extend(k, v, layout), layout)
 
-    @classmethod
-    def state_bytes(cls, config: EvalsuiteConfig, length: int) -> dict[str, int]:
-        """Keys and values, of two bytes a number."""
-        return {"kv": 2 * config.num_key_value_heads * config.head_dim * length * 2}
+    def state_bytes(self, length: int) -> dict[str, int]:
+        """Keys and values, as many as the window holds."""
+        return {"kv": 2 * self.kv_heads * self.dim * min(length, self.window or length) * _item(self.k_proj)}
 
     def attend(self, q: Tensor, keys: Keys, layout: Layout) -> Tensor:
         """q [B, T, HQ, D] -> o [B, T, HQ, D]."""
@@ -127,10 +129,9 @@ class Attention(Mixer):
 class Recurrent(Mixer):
     """What linear attention and the delta rule share: the state's way through the cache, and the norm of each head."""
 
-    @classmethod
-    def state_bytes(cls, config: EvalsuiteConfig, length: int) -> dict[str, int]:
-        """One fp32 matrix a head."""
-        return {"state": 4 * config.num_attention_heads * config.head_dim**2}
+    def state_bytes(self, length: int) -> dict[str, int]:
+        """One fp32 matrix a head, whatever the length."""
+        return {"state": 4 * self.heads * self.dim**2}
 
     def __init__(self, config: EvalsuiteConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from evalsuite.models.cache import HybridCache, KVLayer, Layout, StateLayer
-from evalsuite.models.config import ATTENTION, EvalsuiteConfig
+from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.mixers import Attention, ConvOnly, DecayGate, DeltaMixer, LinearMixer, Mixer, RMSNorm, own, wide
 from evalsuite.models.sparse import Blocks, Branches, Compress, Indexed
 from evalsuite_kernels import short_convolution
@@ -23,14 +23,6 @@ FAMILIES: dict[str, type[Mixer]] = {
     "B": Blocks,
     "T": Branches,
 }
-
-
-def family(config: EvalsuiteConfig, layer: int) -> type[Mixer]:
-    """The class of a layer's mixer."""
-    letter = config.pattern[layer]
-    return own(config.mixer) if letter == "X" else FAMILIES[letter]
-
-
 CONV_SCALE = 0.5  # taps start in U(-0.5, 0.5): the previous token is readable from the first step on
 
 
@@ -90,7 +82,8 @@ class Block(nn.Module):
         self.layer = layer
         self.mixer_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.conv = nn.Parameter(torch.empty(config.hidden_size, config.conv_size))
-        self.mixer = family(config, layer)(config, layer)
+        letter = config.pattern[layer]
+        self.mixer = (own(config.mixer) if letter == "X" else FAMILIES[letter])(config, layer)
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn: nn.Module = (
             Experts(config) if config.num_experts else SwiGLU(config.hidden_size, config.intermediate_size)
@@ -162,13 +155,9 @@ class EvalsuiteModel(EvalsuitePreTrainedModel):
 
     def new_cache(self, batch: int) -> HybridCache:
         """An empty cache for `batch` sequences."""
-        mixers = [
-            KVLayer(self.config.window if letter == "S" else None)
-            if issubclass(family(cast(EvalsuiteConfig, self.config), layer), Attention)
-            else StateLayer()
-            for layer, letter in enumerate(self.config.pattern)
-        ]
-        return HybridCache(mixers, batch, self.device)
+        mixers = [layer.mixer for layer in self.layers]
+        kept = [KVLayer(mixer.window) if isinstance(mixer, Attention) else StateLayer() for mixer in mixers]
+        return HybridCache(kept, batch, self.device)
 
     def forward(
         self,
@@ -220,19 +209,12 @@ class EvalsuiteForCausalLM(EvalsuitePreTrainedModel, GenerationMixin):
 
     def state_bytes(self, length: int) -> list[dict[str, int]]:
         """Bytes that each layer keeps for one sequence of `length` tokens: {"kv": ..., "index": ..., "state": ...}."""
-        c = self.config
         item = self.lm_head.weight.element_size()
-        tail = c.hidden_size * (c.conv_size - 1) * item
+        tail = self.config.hidden_size * (self.config.conv_size - 1) * item
         rows = []
-        for letter in c.pattern:
-            kept = min(length, c.window) if letter == "S" else length
-            kv = 2 * c.num_key_value_heads * c.head_dim * kept * item if letter in ATTENTION else 0
-            index = c.index_dim * length * item if letter == "D" else 0
-            state = 4 * c.num_attention_heads * c.head_dim**2 if letter in "KGNLAM" else 0
-            if letter == "X":
-                kept_by = own(c.mixer).state_bytes(cast(EvalsuiteConfig, c), length)
-                kv, index, state = (kept_by.get(kind, 0) for kind in ("kv", "index", "state"))
-            rows.append({"kv": kv, "index": index, "state": state + tail})
+        for layer in self.model.layers:
+            row = {"kv": 0, "index": 0, "state": 0, **layer.mixer.state_bytes(length)}
+            rows.append({**row, "state": row["state"] + tail})
         return rows
 
     def forward(

@@ -42,6 +42,11 @@ class Indexed(Attention):
         self.loss = torch.zeros(())
         self.recalled: list[Tensor] | None = None  # while somebody asks, selection recall [B, T] of each pass
 
+    def state_bytes(self, length: int) -> dict[str, int]:
+        """Keys and values, and one key of the indexer, of every token."""
+        item = self.index_k.weight.element_size()
+        return {**super().state_bytes(length), "index": self.config.index_dim * length * item}
+
     def indexer(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, hidden] -> queries [B, T, HI, DI], keys [B, T, DI] and weights [B, T, HI]."""
         c, x = self.config, x.detach()

@@ -74,7 +74,7 @@ def test_probes_and_answers_come_with_a_result(swept: Path) -> None:
     assert two.design == "FF"
 
 
-def test_what_is_finished_is_not_done_again(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_not_done_again(swept: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in swept.rglob("*") if file.is_file() and file.name != ".lock"}
     budget = replace(MICRO, rates=(1e-3, 4e-3))
     run(budget, budget.designs, swept, TWO, quiet)
@@ -86,6 +86,7 @@ def test_the_table_names_designs_and_failed_gates(swept: Path, monkeypatch: pyte
     monkeypatch.setitem(BUDGETS, "tiny", MICRO)
     text = report.report(swept)
     assert "| FF | FF | 2 |" in text
+    assert "n = 8 a cell and seed" in text
     assert "**full attention reaches 0.95 at 1, 2 hops over 12 facts: FAILS**" in text  # 30 steps teach nothing
     plain = json.loads(report.report(swept, as_json=True))
     assert [row["design"] for row in plain["designs"]] == ["FF", "CF"]
@@ -106,6 +107,27 @@ def test_a_failed_job_is_named_and_the_others_are_finished(tmp_path: Path) -> No
     assert list(results(tmp_path)) == ["FF/seed0"]
 
 
+def test_any_fault_of_one_job_leaves_the_others(tmp_path: Path) -> None:
+    blocked = Job("CF", 0, MICRO.rates[0]).folder(tmp_path)
+    blocked.mkdir(parents=True)
+    (blocked / "result.json").write_text("{")  # no JSON: not an error that anybody foresaw
+    with pytest.raises(UserError, match="CF seed 0: JSONDecodeError"):
+        run(MICRO, {"FF": 1, "CF": 1}, tmp_path, TWO, quiet)
+    assert (tmp_path / "FF" / "seed0" / "model.safetensors").exists()
+
+
+def test_an_interrupt_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
+    started = subprocess.Popen([sys.executable, PROGRAM, str(tmp_path)], stderr=subprocess.DEVNULL)
+    _wait_for(tmp_path, "*/seed0/progress.json")
+    began = time.monotonic()
+    started.send_signal(signal.SIGINT)
+    assert started.wait(timeout=60) != 0
+    assert time.monotonic() - began < 10
+    time.sleep(0.5)
+    assert not _running(str(tmp_path))
+    assert not results(tmp_path)
+
+
 def test_an_impossible_design_fails_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="full"):
         run(MICRO, {"FF": 1, "ful": 1}, tmp_path / "x", TWO, quiet)
@@ -117,9 +139,7 @@ def test_killed_at_once_it_leaves_nobody_and_ends_in_the_same_weights(tmp_path: 
     run(LONG, LONG.designs, whole, TWO, quiet)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen([sys.executable, PROGRAM, str(part)], env=environment, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not list(part.glob("*/seed0/trainer.pt")) and time.monotonic() < until:
-        time.sleep(0.05)
+    _wait_for(part, "*/seed0/trainer.pt")
     started.send_signal(signal.SIGKILL)
     started.wait()
     time.sleep(0.5)
@@ -133,6 +153,13 @@ def test_killed_at_once_it_leaves_nobody_and_ends_in_the_same_weights(tmp_path: 
         assert [(h["loss"], h.get("probe")) for h in histories[0]] == [
             (h["loss"], h.get("probe")) for h in histories[1]
         ]
+
+
+def _wait_for(folder: Path, pattern: str) -> None:
+    until = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < until, f"no {pattern} in {folder}"
+        time.sleep(0.05)
 
 
 def _running(word: str) -> list[str]:

@@ -346,7 +346,7 @@ def test_mistakes_are_named():
         (Request(("asign",)), r"trace\.assign"),
         (Request(knobs={"by": ("name",)}), "by"),
         (Request(knobs={"facts": (0,)}), "at least 1"),
-        (Request(knobs={"facts": ("dense",)}), "no whole number"),
+        (Request(knobs={"facts": ("dense",)}), "a whole number"),
     ):
         with pytest.raises(UserError, match=hint):
             TASK.cells(request)

@@ -11,20 +11,18 @@ one is asked, so that every step is one hop.
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
 
 from evalsuite.errors import UserError, unknown
-from evalsuite.lexicon import DIGITS, FILLER, RELATIONS
+from evalsuite.lexicon import DIGITS, RELATIONS
 from evalsuite.records import Facet
 from evalsuite.task import Document, generator
 from evalsuite_tasks.multihop.names import draw
+from evalsuite_tasks.multihop.scatter import scattered, weighted_size
 
 Words = tuple[str, ...]
 Labels = tuple[str | None, ...]
 Query = Callable[[], tuple[Words, Labels]]
-
-QUERIES = 64  # queries of one document
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +58,15 @@ class Extent:
         return ("ask", start, *steps), (None, None, *walk)
 
 
-@cache
-def _weights(largest: int) -> list[float]:
-    return list(accumulate(1 / (largest**0.5 + n) for n in range(1, largest + 1)))
-
-
 def _size(rng: random.Random, least: int, most: int, extent: Extent) -> int:
     """A number of facts in least..most, n with weight 1 / (8 + n) where the largest number is 64."""
-    if most < least:
-        raise UserError(f"the budget holds {most} facts and a document needs {least}; give it more words")
-    weights = _weights(extent.facts)
-    below = weights[least - 2] if least > 1 else 0.0
-    totals = [total - below for total in weights[least - 1 : most]]
-    return rng.choices(range(least, most + 1), cum_weights=totals)[0]
+    return weighted_size(rng, least, most, extent.facts)
 
 
 def _document(rng: random.Random, facts: list[Words], query: Query, longest: int, budget: int) -> Document:
-    """Facts in the given order among a random amount of noise, then queries as long as they fit."""
-    used = sum(map(len, facts))
-    noise = rng.randint(0, (budget - used - longest) // 3)
-    pair = iter(rng.choices(FILLER, k=2 * noise))
-    body: list[Words] = [("noise", a, b) for a, b in zip(pair, pair, strict=True)]
-    total = len(facts) + noise
-    spots = sorted(rng.sample(range(total), len(facts)))
-    for spot, fact in zip(spots, facts, strict=True):  # ascending, so each lands on its final place
-        body.insert(spot, fact)
-    words: list[str] = list(chain.from_iterable(body))
-    labels: list[str | None] = [None] * len(words)
-    for _ in range(QUERIES):
-        asked, answers = query()
-        if len(words) + len(asked) > budget:
-            break
-        words += asked
-        labels += answers
-    return Document(tuple(words), tuple(labels))
+    lines = [(fact, (None,) * len(fact)) for fact in facts]
+    words, labels = scattered(rng, lines, query, longest, budget)
+    return Document(tuple(map(str, words)), tuple(None if label is None else str(label) for label in labels))
 
 
 def graph(rng: random.Random, budget: int, extent: Extent) -> Document:

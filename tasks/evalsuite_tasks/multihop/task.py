@@ -1,40 +1,22 @@
 """The task family `multihop`: cells, samples and scores of its five subtasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import ClassVar
 
-from evalsuite.errors import UserError, unknown
+from evalsuite.errors import UserError
 from evalsuite.records import Completion, Facet, Facets, Sample, Score
 from evalsuite.task import Cell, Count, Document, Request, generator, sample_id
 from evalsuite_tasks.multihop import answers, documents
 from evalsuite_tasks.multihop.binding import BINDING
 from evalsuite_tasks.multihop.chains import CALLCHAIN, CHAIN
 from evalsuite_tasks.multihop.content import Content, Kind, Question
+from evalsuite_tasks.multihop.family import Family
 from evalsuite_tasks.multihop.fit import Filler, depth, largest, largest_size, mix
 from evalsuite_tasks.multihop.graph import GRAPH, PATH
 from evalsuite_tasks.multihop.names import MOST
 
 KINDS = {kind.name: kind for kind in (GRAPH, PATH, CHAIN, BINDING, CALLCHAIN)}
-_DEFAULTS: Mapping[str, tuple[Facet, ...]] = {
-    "hops": (1, 2, 4),
-    "facts": (32,),
-    "answer": ("direct",),
-    "order": ("shuffled",),
-    "relations": (2,),
-    "chains": (6,),
-    "overwrites": (1,),
-    "variant": ("alias",),
-    "question": ("value",),
-}
-_WORDS = {
-    "facts": ("dense",),
-    "answer": ("direct", "cot"),
-    "order": ("forward", "reverse", "shuffled"),
-    "variant": ("alias", "arith"),
-    "question": ("value", "set"),
-}
-_LEAST = {"hops": 0, "facts": 3, "relations": 1, "chains": 2, "overwrites": 0}
 _TIERS = (16, 8, 4)  # hop counts up to the tier share their text
 _COT = "Think step by step, naming every step, and end with a line `Answer: ` and the answer alone."
 
@@ -66,7 +48,7 @@ class _Item:
         return max(256, 16 * self.hops) if self.cot else 16 + 8 * (names - 1)
 
 
-class Multihop:
+class Multihop(Family):
     """Walks of k look-ups over facts in the prompt. A knob is a column of the subtasks that it concerns.
 
     Questions that differ in `hops` alone share facts, filler and start, and the question comes last: hops=1 is the
@@ -83,40 +65,31 @@ class Multihop:
         "generated; after arXiv 2512.17351 (Depo), 2404.06654 (RULER), 2402.13718 (InfiniteBench), 1502.05698 (bAbI)"
     )
     needs = ""
+    parts: ClassVar = {kind.name: ("hops", "facts", "answer", *kind.knobs) for kind in KINDS.values()}
+    defaults: ClassVar[Mapping[str, tuple[Facet, ...]]] = {
+        "hops": (1, 2, 4),
+        "facts": (32,),  # or "dense": as many as the length holds
+        "answer": ("direct",),
+        "order": ("shuffled",),
+        "relations": (2,),
+        "chains": (6,),
+        "overwrites": (1,),
+        "variant": ("alias",),
+        "question": ("value",),
+    }
+    words: ClassVar = {
+        "facts": ("dense",),
+        "answer": ("direct", "cot"),
+        "order": ("forward", "reverse", "shuffled"),
+        "variant": ("alias", "arith"),
+        "question": ("value", "set"),
+    }
+    least: ClassVar = {"hops": 0, "facts": 3, "relations": 1, "chains": 2, "overwrites": 0}
 
-    def subtasks(self) -> tuple[str, ...]:
-        """`graph`, `path`, `chain`, `binding` and `callchain`."""
-        return tuple(KINDS)
-
-    def knobs(self) -> Mapping[str, tuple[Facet, ...]]:
-        """Every knob with its default values; `facts` may be `dense`: as many as the length holds."""
-        return _DEFAULTS
-
-    def cells(self, request: Request) -> Sequence[Cell]:
-        """The cells that can be made. Raises UserError for an unknown subtask, knob or value."""
-        return [found for _, found in self._survey(request) if isinstance(found, Cell)]
-
-    def missing(self, request: Request) -> Mapping[str, str]:
-        """Cells that cannot be made, and why. Natural text is judged at three characters a token."""
-        return {name: found for name, found in self._survey(request) if isinstance(found, str)}
-
-    def _survey(self, request: Request) -> Iterator[tuple[str, Cell | str]]:
-        knobs = _checked(request)
-        terse = request.wording == "terse"
-        for kind in KINDS.values():
-            if request.subtasks and kind.name not in request.subtasks:
-                continue
-            own = ("hops", "facts", "answer", *kind.knobs)
-            lengths = request.lengths or ((512,) if terse else (1024, 2048, 4096))
-            for length, *values in product(lengths, *(knobs[knob] for knob in own)):
-                facets: Facets = {"length": length, **dict(zip(own, values, strict=True))}
-                task = f"{self.name}.{kind.name}"
-                try:
-                    item = self._item(Cell(task, facets), 0, request, _words if terse else _nominal)
-                except UserError as error:
-                    yield sample_id(task, facets, 0)[:-2], str(error)
-                else:
-                    yield "", Cell(task, facets, kind.chance(facets, len(item.content.statements)))
+    def chance(self, cell: Cell, request: Request, count: Count) -> float:
+        """Expected score of a guess among the possible answers. Raises UserError where the cell cannot be made."""
+        item = self._item(cell, 0, request, count)
+        return item.kind.chance(cell.facets, len(item.content.statements))
 
     def _item(self, cell: Cell, index: int, request: Request, count: Count) -> _Item:
         """Draw the content of a sample, as many facts as asked or, dense, as fit. UserError where they do not fit."""
@@ -234,23 +207,6 @@ class Multihop:
         return documents.document(subtask, seed, index, budget, knobs)
 
 
-def _checked(request: Request) -> dict[str, tuple[Facet, ...]]:
-    """Every knob's values, the request's or the default. Raises UserError for what does not exist."""
-    for subtask in request.subtasks:
-        if subtask not in KINDS:
-            raise unknown("subtask", f"multihop.{subtask}", (f"multihop.{name}" for name in KINDS))
-    for knob, values in request.knobs.items():
-        if knob not in _DEFAULTS:
-            raise unknown("knob", f"multihop.{knob}", (f"multihop.{name}" for name in _DEFAULTS))
-        for value in values:
-            if isinstance(value, int) and knob in _LEAST:
-                if value < _LEAST[knob]:
-                    raise UserError(f"multihop.{knob}={value} is too small; give at least {_LEAST[knob]}")
-            elif value not in _WORDS.get(knob, ()):
-                raise unknown(f"value of multihop.{knob}", str(value), _WORDS.get(knob, ("a whole number",)))
-    return {**_DEFAULTS, **request.knobs}
-
-
 def _shared(kind: Kind, facets: Facets) -> tuple[str, ...]:
     """What a text depends on, beside seed and index: not on the hops, the answer's form or the wording."""
     several = facets.get("question") == "set"  # its chain is as long as the hops say
@@ -279,11 +235,3 @@ def _tokens(item: _Item, filler: Sequence[str], count: Count) -> int:
     """What a text with this filler and its longest question takes, answer included."""
     prompt, prefix = item.ask(item.widest, mix(item.content, filler, item.terse))
     return count(prompt + prefix) + item.new_tokens()
-
-
-def _words(text: str) -> int:
-    return len(text.split()) + 1
-
-
-def _nominal(text: str) -> int:
-    return len(text) // 3 + 1

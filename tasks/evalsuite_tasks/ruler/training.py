@@ -1,13 +1,11 @@
 """Training documents in the terse wording: one context, as many questions as it carries, a label at each answer."""
 
 import random
-from bisect import bisect
-from functools import lru_cache
-from itertools import accumulate
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import NAMES
 from evalsuite.task import Document, generator
+from evalsuite_tasks.multihop.scatter import weighted_size
 from evalsuite_tasks.ruler import terse
 from evalsuite_tasks.ruler.specs import HOPS, NIAH
 
@@ -17,15 +15,9 @@ MIN, MAX = 4, 24  # questions asked in one document, where its context carries s
 VALUES = 4  # of one key in niah_multivalue, and keys of one question in niah_multiquery
 
 
-@lru_cache(maxsize=256)
-def _weights(low: int, high: int) -> list[float]:
-    """Cumulative weights 1 / (sqrt(high) + n) of n = low..high: few and many pairs are both common."""
-    return list(accumulate(1 / (high**0.5 + n) for n in range(low, high + 1)))
-
-
 def _draw(rng: random.Random, low: int, high: int) -> int:
-    cumulative = _weights(low, max(low, high))
-    return low + bisect(cumulative, rng.random() * cumulative[-1], 0, len(cumulative) - 1)
+    """A number of pairs or keys in low..high, or low."""
+    return weighted_size(rng, low, max(low, high), max(low, high))
 
 
 def _noise(rng: random.Random, config_haystack: str, number: int) -> list[terse.Statement]:

@@ -9,44 +9,29 @@ with weight 1 / (sqrt(N) + n), N the largest.
 """
 
 import random
-from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
 
 from evalsuite.errors import UserError, unknown
-from evalsuite.lexicon import DIGITS, FILLER, WORDS
+from evalsuite.lexicon import DIGITS, WORDS
 from evalsuite.records import Facet
 from evalsuite.task import Document, generator
 from evalsuite_tasks.multihop.names import MOST, draw
+from evalsuite_tasks.multihop.scatter import Line, Word, noise, scattered, weighted_size
 
-Token = int | str  # a name that is drawn later, by its number; or a word
-Line = tuple[tuple[Token, ...], tuple[Token | None, ...]]  # words and labels
 Query = Callable[[], Line]
 Most = Mapping[str, int]
 
-QUERIES = 64  # at the end of one document
-_ROOM = 24  # words kept for them
-_AS_IT_IS: dict[Token, str] = dict(zip(WORDS, WORDS, strict=True))
-
-
-@cache
-def _weights(largest: int) -> list[float]:
-    return list(accumulate(1 / (largest**0.5 + n) for n in range(1, largest + 1)))
+_ROOM = 24  # words kept for questions at the end
+_AS_IT_IS: dict[Word, str] = dict(zip(WORDS, WORDS, strict=True))
 
 
 def _size(rng: random.Random, least: int, most: int, largest: int) -> int:
-    """A number in least..most, n with weight 1 / (sqrt(largest) + n)."""
-    most = min(most, largest)
-    if most < least:
-        raise UserError(f"a document needs {least} lines and this one can have {most}; give it more words")
-    weights = _weights(largest)
-    below = weights[least - 2] if least > 1 else 0.0
-    return bisect(weights, below + rng.random() * (weights[most - 1] - below), least - 1, most - 1) + 1
+    """A number in least..most and no larger than largest, n with weight 1 / (sqrt(largest) + n)."""
+    return weighted_size(rng, least, min(most, largest), largest)
 
 
-def _named(rng: random.Random, words: Sequence[Token], labels: Sequence[Token | None]) -> Document:
+def _named(rng: random.Random, words: Sequence[Word], labels: Sequence[Word | None]) -> Document:
     """Names for numbers: as many as the text has, so that their set is the one on the training side of the split."""
     numbers = [word for word in dict.fromkeys(words) if isinstance(word, int)]
     table = _AS_IT_IS.copy()
@@ -54,31 +39,11 @@ def _named(rng: random.Random, words: Sequence[Token], labels: Sequence[Token | 
     return Document(tuple([table[w] for w in words]), tuple([None if a is None else table[a] for a in labels]))
 
 
-def _noise(rng: random.Random, number: int) -> list[Line]:
-    filler = iter(rng.choices(FILLER, k=2 * number))
-    return [(("noise", a, b), (None, None, None)) for a, b in zip(filler, filler, strict=True)]
-
-
 def _document(rng: random.Random, lines: list[Line], query: Query, longest: int, budget: int) -> Document:
-    """The lines in the given order among a random amount of noise, then queries as long as they fit."""
-    used = sum(len(line[0]) for line in lines)
-    noise = rng.randint(0, max(0, budget - used - longest) // 3)
-    total = len(lines) + noise
-    body = _noise(rng, noise)
-    for spot, line in zip(sorted(rng.sample(range(total), len(lines))), lines, strict=True):
-        body.insert(spot, line)  # ascending, so each lands on its final place
-    words: list[Token] = [word for line in body for word in line[0]]
-    labels: list[Token | None] = [label for line in body for label in line[1]]
-    for _ in range(QUERIES):
-        asked, answers = query()
-        if len(words) + len(asked) > budget:
-            break
-        words += asked
-        labels += answers
-    return _named(rng, words, labels)
+    return _named(rng, *scattered(rng, lines, query, longest, budget))
 
 
-def _get(name: int, value: Token) -> Line:
+def _get(name: int, value: Word) -> Line:
     return ("get", name), (None, value)
 
 
@@ -206,7 +171,7 @@ def deref(rng: random.Random, budget: int, most: Most) -> Document:
         node = start = int(rng.random() * nodes)
         steps = [int(rng.random() * arrays) for _ in range(hops)]
         walk = [node := follow[i][node] for i in steps]
-        head: list[Token] = ["get"]
+        head: list[Word] = ["get"]
         for i in reversed(steps):  # the first look-up is the innermost
             head += (-1 - i, "[")
         return (*head, start, *["]"] * hops), (*blank, *walk)
@@ -216,21 +181,21 @@ def deref(rng: random.Random, budget: int, most: Most) -> Document:
 
 def palindrome(rng: random.Random, budget: int, most: Most) -> Document:
     """`list a b c ? c b`, with the name that comes next as label from the `?` on; several lists one after the other."""
-    noise = _noise(rng, int(rng.random() * 0.9 * max(0, budget - 5)) // 3)
-    left = budget - 3 * len(noise)
+    empty = noise(rng, int(rng.random() * 0.9 * max(0, budget - 5)) // 3)
+    left = budget - 3 * len(empty)
     lists: list[list[str]] = []
     while left >= 5 or not lists:
         size = _size(rng, 2, (left - 1) // 2, most["items"])
         lists.append(draw(rng, size, train=True))  # each list is on the training side of the split by itself
         left -= 2 * size + 1
-    cuts = sorted(int(rng.random() * (len(noise) + 1)) for _ in range(2 * len(lists)))
+    cuts = sorted(int(rng.random() * (len(empty) + 1)) for _ in range(2 * len(lists)))
     words: list[str] = []
     labels: list[str | None] = []
     done = 0
     for i, names in enumerate(lists):
         for part, until in enumerate(cuts[2 * i : 2 * i + 2]):
-            for line, _ in noise[done:until]:
-                words += map(str, line)
+            for line in empty[done:until]:
+                words += line
             done = until
             if not part:
                 words += ("list", *names)

@@ -1,16 +1,17 @@
 """The task family `trace`: cells, samples and scores of its six subtasks."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import ClassVar
 
-from evalsuite.errors import UserError, unknown
+from evalsuite.errors import UserError
 from evalsuite.lexicon import NAMES
 from evalsuite.records import Completion, Facet, Facets, Sample, Score
 from evalsuite.task import Cell, Count, Document, Request, generator, sample_id
 from evalsuite_tasks.multihop import answers
 from evalsuite_tasks.multihop.content import Question
+from evalsuite_tasks.multihop.family import Family
 from evalsuite_tasks.multihop.fit import Filler, depth, largest, mix
 from evalsuite_tasks.trace import documents
 from evalsuite_tasks.trace.arrays import DEREF, INDEX
@@ -19,22 +20,6 @@ from evalsuite_tasks.trace.sequences import PALINDROME, STACK
 from evalsuite_tasks.trace.variables import ASSIGN, SWAP
 
 KINDS = {kind.name: kind for kind in (ASSIGN, SWAP, INDEX, DEREF, PALINDROME, STACK)}
-_DEFAULTS: Mapping[str, tuple[Facet, ...]] = {
-    "hops": (1, 2, 4),
-    "lines": (64,),
-    "variables": (16,),
-    "steps": (16, 32, 64),
-    "arrays": (2,),
-    "size": (8,),
-    "overwrites": (1,),
-    "by": ("digit", "variable"),
-    "facts": (32,),
-    "items": (16,),
-    "stacks": (4,),
-    "operations": (64,),
-}
-_WORDS = {"by": ("digit", "variable")}
-_LEAST = {"hops": 0, "overwrites": 0}  # of any other number: 1
 _NAMES = frozenset(NAMES)
 
 
@@ -74,7 +59,7 @@ class _Item:
         return longest if near else asked
 
 
-class Trace:
+class Trace(Family):
     """Programs followed line by line, and what they hold at the end. A knob is a column of the subtasks it concerns.
 
     The program is fixed by its knobs alone and comments fill the length, so load and distance are two axes. `index` as
@@ -87,39 +72,28 @@ class Trace:
     licence = "Apache-2.0"
     source = "generated; after arXiv 2510.26692 section 5.1 (palindrome, stack) and arXiv 2512.17351 (hops)"
     needs = ""
+    parts: ClassVar = {kind.name: kind.knobs for kind in KINDS.values()}
+    defaults: ClassVar[Mapping[str, tuple[Facet, ...]]] = {
+        "hops": (1, 2, 4),
+        "lines": (64,),
+        "variables": (16,),
+        "steps": (16, 32, 64),
+        "arrays": (2,),
+        "size": (8,),
+        "overwrites": (1,),
+        "by": ("digit", "variable"),
+        "facts": (32,),
+        "items": (16,),
+        "stacks": (4,),
+        "operations": (64,),
+    }
+    words: ClassVar = {"by": ("digit", "variable")}
+    least: ClassVar = {knob: int(knob not in ("hops", "overwrites")) for knob in defaults if knob != "by"}
 
-    def subtasks(self) -> tuple[str, ...]:
-        """`assign`, `swap`, `index`, `deref`, `palindrome` and `stack`."""
-        return tuple(KINDS)
-
-    def knobs(self) -> Mapping[str, tuple[Facet, ...]]:
-        """Every knob with its default values."""
-        return _DEFAULTS
-
-    def cells(self, request: Request) -> Sequence[Cell]:
-        """The cells that can be made. Raises UserError for an unknown subtask, knob or value."""
-        return [found for _, found in self._survey(request) if isinstance(found, Cell)]
-
-    def missing(self, request: Request) -> Mapping[str, str]:
-        """Cells that cannot be made, and why. Natural text is judged at three characters a token."""
-        return {name: found for name, found in self._survey(request) if isinstance(found, str)}
-
-    def _survey(self, request: Request) -> Iterator[tuple[str, Cell | str]]:
-        knobs = _checked(request)
-        terse = request.wording == "terse"
-        for kind in KINDS.values():
-            if request.subtasks and kind.name not in request.subtasks:
-                continue
-            lengths = request.lengths or ((512,) if terse else (1024, 2048, 4096))
-            for length, *values in product(lengths, *(knobs[knob] for knob in kind.knobs)):
-                facets: Facets = {"length": length, **dict(zip(kind.knobs, values, strict=True))}
-                task = f"{self.name}.{kind.name}"
-                try:
-                    self._item(Cell(task, facets), 0, request, _words if terse else _nominal)
-                except UserError as error:
-                    yield sample_id(task, facets, 0)[:-2], str(error)
-                else:
-                    yield "", Cell(task, facets, kind.chance(facets))
+    def chance(self, cell: Cell, request: Request, count: Count) -> float:
+        """Expected score of a guess. Raises UserError where the cell cannot be made."""
+        self._item(cell, 0, request, count)
+        return _kind(cell).chance(cell.facets)
 
     def _item(self, cell: Cell, index: int, request: Request, count: Count) -> _Item:
         """Draw the program of a sample. UserError where there is none, or where it alone is longer than the length."""
@@ -198,30 +172,3 @@ def _kind(cell: Cell) -> Kind:
 def _shared(kind: Kind, facets: Facets) -> tuple[str, ...]:
     """What a text depends on, beside seed and index: not on the wording, nor on knobs of the question alone."""
     return (kind.name, *(f"{knob}={value}" for knob, value in sorted(facets.items()) if knob not in kind.free))
-
-
-def _checked(request: Request) -> dict[str, tuple[Facet, ...]]:
-    """Every knob's values, the request's or the default. Raises UserError for what does not exist."""
-    for subtask in request.subtasks:
-        if subtask not in KINDS:
-            raise unknown("subtask", f"trace.{subtask}", (f"trace.{name}" for name in KINDS))
-    for knob, values in request.knobs.items():
-        if knob not in _DEFAULTS:
-            raise unknown("knob", f"trace.{knob}", (f"trace.{name}" for name in _DEFAULTS))
-        for value in values:
-            if knob in _WORDS:
-                if value not in _WORDS[knob]:
-                    raise unknown(f"value of trace.{knob}", str(value), _WORDS[knob])
-            elif not isinstance(value, int):
-                raise UserError(f"trace.{knob}={value} is no whole number")
-            elif value < (least := _LEAST.get(knob, 1)):
-                raise UserError(f"trace.{knob}={value} is too small; give at least {least}")
-    return {**_DEFAULTS, **request.knobs}
-
-
-def _words(text: str) -> int:
-    return len(text.split()) + 1
-
-
-def _nominal(text: str) -> int:
-    return len(text) // 3 + 1
