@@ -5,12 +5,16 @@ import torch
 
 from evalsuite_kernels.arguments import listening
 from evalsuite_kernels.sparse import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels.sparse import indexer as indexing
 from evalsuite_kernels.sparse import triton as kernels
 from no_gpu import printed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LISTS = [(1, 1, None), (4, 4, 4), (6, 2, None), (6, 2, 2), (6, 2, 6), (4, 1, 2)]  # HQ, H, G; heads share lists or keys
-SMALL = {True: kernels.Sifting(4, (None, 32, 4), (32, 4)), False: kernels.Sifting(4, (4, 32, 1), (32, 4))}
+SMALL = {
+    True: indexing.Sifting((4, 2.0, 4), (None, 32, 4), (32, 4)),
+    False: indexing.Sifting((4, 2.0, 4), (4, 32, 1), (32, 4)),
+}
 LIMITS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 
 
@@ -217,8 +221,8 @@ def same_choice(q, k, w, topk, **options):
 @pytest.mark.parametrize(("T", "S", "topk"), [(1, 1, 1), (9, 9, 4), (5, 90, 7), (9, 9, 100), (1, 70, 70), (9, 150, 40)])
 def test_the_choice(T, S, topk, programs, monkeypatch):
     """By programs that score a tile of keys or many."""
-    monkeypatch.setattr(kernels, "PROGRAMS", programs)
-    monkeypatch.setattr(kernels, "SIFTING", SMALL)
+    monkeypatch.setattr(indexing, "PROGRAMS", programs)
+    monkeypatch.setattr(indexing, "SIFTING", SMALL)
     same_choice(*indexer(T, S, B=2), topk, scale=0.5)
 
 
@@ -269,10 +273,19 @@ def test_order_of_numbers():
 def chosen(scores, first, position, topk):
     """Of the scores [S] of one query."""
     found = torch.empty(1, 1, topk, dtype=torch.int32, device=DEVICE)
-    launches, S = kernels.Launches(), len(scores)
-    kernels.sift(launches, kernels.Sieve.of(S, found), (padded(scores), first, position), found, (0, 1, 1, S))
-    launches.run(("chosen", S, topk), found.device)
+    sift(scores, (first, position), found)
     return found[0, 0].tolist()
+
+
+def sift(scores, place, found):
+    """Launched as `sparse_index` does it, whose scores reset the turns."""
+    launches, S = kernels.Launches(), len(scores)
+    sieve = indexing.Sieve.of(S, found)
+    if sieve.turns is not None:
+        sieve.turns.zero_()
+    indexing.sift(launches, sieve, (padded(scores), *place), found, (0, 1, 1, S))
+    launches.run(("chosen", S, found.shape[-1]), found.device)
+    return sieve
 
 
 def padded(scores):
@@ -289,9 +302,9 @@ def sampled(S, COUNT=16, RUN=4):
 @pytest.mark.parametrize("kind", ["random", "equal", "few values", "rising", "seen high", "seen low", "infinite"])
 def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
     """Right, misled either way, or by a plateau that holds all that could be kept."""
-    small = {"SAMPLE": (16, 4), "FEW": few, "PART": 64, "SIFTING": SMALL}
+    small = {"SAMPLE": 16, "ROUGH": 0, "FEW": few, "PART": 64, "SIFTING": SMALL}
     for name, value in small.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(indexing, name, value)
     S = 300
     x = torch.randn(S, device=DEVICE)
     if kind == "equal":
@@ -312,18 +325,16 @@ def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
 
 def test_both_ways_to_choose_are_taken(monkeypatch):
     """By what the sample lets through, and by all where that misled: not one of them always."""
-    small = {"SAMPLE": (16, 4), "PART": 64, "SIFTING": SMALL}
+    small = {"SAMPLE": 16, "ROUGH": 0, "PART": 64, "SIFTING": SMALL}
     for name, value in small.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(indexing, name, value)
     S, reached = 300, {}
     place = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE), torch.full((1, 1), S - 1, device=DEVICE)
     for kind, shift in (("random", 0.0), ("seen high", 100.0)):
         x = torch.randn(S, device=DEVICE)
         x[sampled(S)] += shift
         found = torch.empty(1, 1, 40, dtype=torch.int32, device=DEVICE)
-        launches, sieve = kernels.Launches(), kernels.Sieve.of(S, found)
-        kernels.sift(launches, sieve, (padded(x), *place), found, (0, 1, 1, S))
-        launches.run(("both", kind), found.device)
+        sieve = sift(x, place, found)
         reached[kind] = int(sieve.sizes[0, :, 1].sum())
         assert (sieve.sizes[0, :, 0] >= 0).all()
     assert 40 <= reached["random"] < S
@@ -336,7 +347,7 @@ def test_packed_padded_and_cached_sequences_choose_for_themselves(monkeypatch):
     packed = same_choice(q, k, w, 4, **cu)
     alone = same_choice(q[:, 5:14], k[:, 5:55], w[:, 5:14], 4)
     assert torch.equal(packed[:, 5:14], alone)
-    monkeypatch.setattr(kernels, "ROOM", 7 * 65)  # of seven queries at a time
+    monkeypatch.setattr(indexing, "ROOM", 7 * 65)  # of seven queries at a time
     assert torch.equal(same_choice(q, k, w, 4, **cu), packed)
     cache = torch.cat([k, torch.full_like(k[:, :6], torch.nan)], 1).repeat(3, 1, 1)
     lengths = torch.tensor([65, 0, 8], device=DEVICE)
@@ -399,6 +410,7 @@ import sys
 import torch
 
 from evalsuite_kernels import launches
+from evalsuite_kernels.sparse import indexer as indexing
 from evalsuite_kernels.sparse import triton as kernels
 from evalsuite_kernels.sparse.places import Places
 

@@ -17,6 +17,11 @@ def pad(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
+def rows(x: Tensor) -> Tensor:
+    """With a head's numbers side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
     """x [B, T, H, D] as [B, T, columns], to be read by tiles [1, rows, D]; None if TMA cannot.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from evalsuite_kernels.arguments import GLUON, INTERPRETED, choose, expect, note
 from evalsuite_kernels.full.backward import backward_keys, backward_queries
 from evalsuite_kernels.full.decode import decode, merge
-from evalsuite_kernels.full.descriptors import described, pad
+from evalsuite_kernels.full.descriptors import described, pad, rows
 from evalsuite_kernels.full.forward import forward
 from evalsuite_kernels.full.settings import settings
 from evalsuite_kernels.launches import Rehearsal, compile_all
@@ -47,11 +47,6 @@ def _common(
         "WINDOWED": window > 0, "WIDE": INTERPRETED,
     }  # fmt: skip
     return constants, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """With a head's numbers side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _plain(*options: Tensor | int | None) -> bool:
@@ -114,7 +109,7 @@ def full_forward(
     q [B, T, HQ, K], k [B, S, H, K], v [B, S, H, V] of one dtype; sinks [HQ]; cu_q and cu_k integers [N + 1] (B is 1);
     lengths integers [B]; scale >= 0; window 0 for none.
     """
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = rows(q), rows(k), rows(v)
     part = _on_hopper("hopper") if _plain(sinks, cu_q, cu_k, lengths, window) else None
     part = part if part is not None and part.fits(q, k, v, scale) else None
     note("full_attention", "triton" if part is None else "gluon")
@@ -165,7 +160,7 @@ def full_backward(
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtype of q, k, v and dsinks [HQ] in fp32 ([0] without sinks), from g = do [B, T, HQ, V]."""
-    q, k, v, g, o = _rows(q), _rows(k), _rows(v), _rows(g), o.contiguous()
+    q, k, v, g, o = rows(q), rows(k), rows(v), rows(g), o.contiguous()
     part = _on_hopper("hopper_backward") if _plain(sinks, cu_q, cu_k, lengths, window) else None
     part = part if part is not None and part.fits(g, q, k, v, scale) else None
     note("full_attention backward", "triton" if part is None else "gluon")
@@ -225,7 +220,7 @@ def _decoded(
     window: int,
 ) -> tuple[Tensor, Tensor]:
     note("full_attention", "triton")
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = rows(q), rows(k), rows(v)
     B, T, HQ, K = q.shape
     page, H, V = v.shape[1:]
     S = page if table is None else page * table.shape[1]
@@ -351,7 +346,7 @@ def attention(
     run = full_decode if T <= DECODE and T < S and cu_seqlens is None else full_forward
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if learned and T == S and not torch.compiler.is_compiling() and _plain(sinks, cu_seqlens, key_lengths, window):
-        _rehearse(_rows(q), _rows(k), _rows(v), scale)
+        _rehearse(rows(q), rows(k), rows(v), scale)
     options = (x if x is None else x.to(q.device).contiguous() for x in (cu_seqlens, cu_seqlens_k, key_lengths))
     return run(q, k, v, sinks, *options, scale, window or 0)[0]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, note
 from evalsuite_kernels.sparse import chunked, reference
-from evalsuite_kernels.sparse.places import check_lists, places
+from evalsuite_kernels.sparse.places import Places, check_lists, places
 
 FORMS = {"reference": reference, "chunked": chunked}
 UNIT = 16  # tokens: what the kernels read blocks by
@@ -56,8 +56,8 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
     if HI == 0:
         raise ValueError("q has no index heads")
     scale = (HI * DI) ** -0.5 if scale is None else scale
-    where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
     name = choose(impl, q, k, weights, widest=DI)
+    where = _where(name, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         # the kernels take weights of any dtype
         x, y, w = (*_alike(name, q, k), weights) if name == "triton" else _alike(name, q, k, weights)
@@ -96,10 +96,10 @@ def sparse_attention(
             alone), or an impl that cannot run here.
     """
     _check(q, k, v, indices, "indices")
-    where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, None)
-    check_lists("indices", indices, where.keys)
     lists = indices if indices.dim() == 4 else indices[:, :, None]
     name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
+    where = _where(name, q, k, cu_seqlens, cu_seqlens_k, None)
+    check_lists("indices", indices, k.shape[1] if where is None else where.keys)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = _alike(name, q, k, v)
@@ -139,7 +139,6 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
     _check(q, k, v, blocks, "blocks")
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, not {block_size}")
-    where = places(q, k.shape[1], cu_seqlens, cu_seqlens_k, key_lengths)
     lists = blocks if blocks.dim() == 4 else blocks[:, :, None]
     name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
     if name == "triton" and block_size % UNIT:
@@ -149,11 +148,17 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
                 "use impl='auto' or 'chunked'"
             )
         name = "chunked"
+    where = _where(name, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = _alike(name, q, k, v)
         form = _form(name, "block_attention")
         return form.attend_blocks(x, y, z, lists, block_size, scale, where).to(q.dtype)
+
+
+def _where(name: str, q: Tensor, k: Tensor, *bounds: Tensor | None) -> Places | None:
+    """Where queries stand; kernels know of themselves where there are no bounds."""
+    return None if name == "triton" and all(x is None for x in bounds) else places(q, k.shape[1], *bounds)
 
 
 def _form(name: str, operator: str) -> ModuleType:

@@ -33,6 +33,17 @@ def load_rows(ptr, at, there, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.conste
 
 
 @triton.jit
+def standing(first, position, b, t, real, T, S):
+    """Of queries t of batch row b (int64): the row of their sequence's first key and their own position, S and -1 where
+    none is real. Without names queries are the last of all keys."""
+    if first is None:
+        return tl.where(real, 0, S).to(tl.int64), tl.where(real, S - T + t, -1).to(tl.int64)
+    else:
+        begin = tl.load(first + b * T + t, mask=real, other=S).to(tl.int64)
+        return begin, tl.load(position + b * T + t, mask=real, other=-1).to(tl.int64)
+
+
+@triton.jit
 def length(entries, N, TILE: tl.constexpr):
     """One more than the place of the last of N entries that names something; what comes after it costs nothing."""
     last = tl.zeros([TILE], tl.int32)
@@ -77,8 +88,7 @@ def forward(
     split = tl.program_id(0) % splits
     real = head >= 0
     head = tl.maximum(head, 0)
-    begin = tl.load(first + b * T + t).to(tl.int64)
-    mine = tl.load(position + b * T + t).to(tl.int64)
+    begin, mine = standing(first, position, b, t, t < T, T, S)
     entries += ((b * T + t) * G + own // (lists // G)) * N
     x = load_rows(q, b * sqb + t * sqt + head * sqh, real, K, BK, WIDE)
     k += b * skb + (own // share) * skh

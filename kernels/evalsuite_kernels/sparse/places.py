@@ -39,7 +39,7 @@ def places(
     given = [x for x in (cu_seqlens, cu_seqlens_k, key_lengths) if x is not None]
     if not torch.compiler.is_compiling() and not any(x.is_cuda for x in given):
         pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
-    if cu_seqlens is None and key_lengths is None:  # a step of decoding waits for every kernel here
+    if cu_seqlens is None and key_lengths is None:
         position = torch.arange(S - T, S, device=q.device).expand(B, T)
         first, keys = (torch.full((B, T), n, device=q.device) for n in (0, S))
         return Places(first, position if S >= T else position.clamp(min=-1), keys)
@@ -58,10 +58,21 @@ def places(
     return Places(first[None], (token - bounds[sequence + 1] + count)[None], count[None])
 
 
-def check_lists(name: str, lists: Tensor, end: Tensor) -> None:
+def names(where: Places | None) -> tuple[Tensor | None, Tensor | None]:
+    """first and position for kernels, which know of themselves where there are no bounds."""
+    return (None, None) if where is None else (where.first.contiguous(), where.position.contiguous())
+
+
+def dtype_of(name: Tensor | None) -> torch.dtype | None:
+    """What a kernel is compiled for."""
+    return None if name is None else name.dtype
+
+
+def check_lists(name: str, lists: Tensor, end: Tensor | int) -> None:
     """Raise ValueError where lists [B, T, ..., N] on a CPU are not in -1 .. end [B, T] less one."""
     if lists.is_cuda or torch.compiler.is_compiling():
         return
+    end = torch.as_tensor(end).expand(lists.shape[:2])
     wrong = (lists < -1) | (lists >= end.reshape(*end.shape, *[1] * (lists.dim() - 2)))
     if wrong.any():
         b, t = wrong.nonzero()[0, :2].tolist()

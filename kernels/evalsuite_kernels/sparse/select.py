@@ -1,103 +1,9 @@
-"""The kernels of the lightning indexer: scores of a block of queries, and the exact choice of the largest."""
+"""The lightning indexer's exact choice of the largest scores."""
 
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.sparse.forward import load_rows
-
-
-@triton.jit
-def wide(n):
-    """A multiple of 4, for numbers to move by fours."""
-    return (n + 3) // 4 * 4
-
-
-@triton.jit
-def _seen(first, position, at, S):
-    """How many keys a query sees."""
-    return tl.maximum(tl.minimum(tl.load(position + at) + 1, S - tl.load(first + at)), 0).to(tl.int32)
-
-
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "HI", "tiles", "parts", "each"])
-def score(
-    q, k, w, first, position, scores, scale, start, stop, T, S, HI, tiles, parts, each,
-    sqb, sqt, sqh, skb, sks, swb, swt, swh,
-    D: tl.constexpr, BD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-    WIDE: tl.constexpr,
-):  # fmt: skip
-    """scores [B, stop - start, wide(S)] of the queries start .. stop - 1 of each batch row: column c is the key at
-    position c of the query's own sequence. What a query does not see may hold anything.
-
-    A program takes BLOCK_T queries and `each` times BLOCK_N positions, the same ones whatever is asked. Queries of
-    another sequence take another turn, so that a row's number is one sum in one order wherever the row stands.
-    """
-    pid = tl.program_id(0)
-    part = pid % parts
-    tile = pid // parts % tiles
-    b = tl.cast(pid // (parts * tiles), tl.int64)
-    in_tile = tl.arange(0, BLOCK_T)
-    t = start + tile * BLOCK_T + in_tile
-    real = t < stop
-    begin = tl.load(first + b * T + t, mask=real, other=S).to(tl.int64)
-    last = tl.load(position + b * T + t, mask=real, other=-1).to(tl.int64)
-    begin = tl.where(last >= part * each * BLOCK_N, begin, S)  # S for those that see none of these keys
-    pair = tl.arange(0, BLOCK_T * BLOCK_H)
-    mine = start + tile * BLOCK_T + pair // BLOCK_H
-    head = pair % BLOCK_H
-    scores += (b * (stop - start) + tile * BLOCK_T + in_tile).to(tl.int64)[:, None] * wide(S)
-    column = tl.arange(0, BLOCK_N)
-    own = tl.min(begin, 0)
-    while own < S:
-        seen = tl.where(begin == own, tl.minimum(last + 1, S - own), 0).to(tl.int32)
-        for n in range(part * each, tl.minimum((part + 1) * each, tl.cdiv(tl.max(seen, 0), BLOCK_N))):
-            at = n * BLOCK_N
-            row = own + at + column
-            y = load_rows(k, b * skb + row * sks, row < S, D, BD, WIDE)
-            total = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-            for i in range(0, HI, BLOCK_H):
-                there = (mine < stop) & (i + head < HI)
-                to = mine.to(tl.int64)
-                x = load_rows(q, b * sqb + to * sqt + (i + head) * sqh, there, D, BD, WIDE)
-                weight = tl.load(w + b * swb + to * swt + (i + head) * swh, mask=there, other=0.0).to(tl.float32)
-                s = tl.dot(x, tl.trans(y), input_precision="ieee")
-                s = tl.maximum(s, 0.0, propagate_nan=tl.PropagateNan.ALL)
-                if BLOCK_H == 1:  # as `score_one`: a compiler is free to fuse or not
-                    total = tl.fma(s, weight[:, None], total)
-                else:
-                    total += tl.sum(tl.reshape(s * weight[:, None], [BLOCK_T, BLOCK_H, BLOCK_N]), 1)
-            tl.store(scores + at + column[None, :], total * scale, mask=column[None, :] < wide(seen)[:, None] - at)
-        own = tl.min(tl.where(begin > own, begin, S), 0)
-
-
-@triton.jit(do_not_specialize=["T", "S", "HI", "parts", "each"])
-def score_one(
-    q, k, w, first, position, scores, scale, T, S, HI, parts, each,
-    sqb, sqt, sqh, skb, sks, swb, swt, swh,
-    D: tl.constexpr, BD: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """As `score` with BLOCK_H = 1, to the bit, of all T queries, one a program: for few, whose keys meet no more than
-    HEADS heads at once."""
-    pid = tl.program_id(0)
-    part = pid % parts
-    t = tl.cast(pid // parts % T, tl.int64)
-    b = tl.cast(pid // (parts * T), tl.int64)
-    begin = tl.load(first + b * T + t).to(tl.int64)
-    seen = _seen(first, position, b * T + t, S)
-    head = tl.arange(0, HEADS)
-    x = load_rows(q, b * sqb + t * sqt + head * sqh, head < HI, D, BD, WIDE)
-    w += b * swb + t * swt
-    scores += (b * T + t) * wide(S)
-    column = tl.arange(0, BLOCK_N)
-    for n in range(part * each, tl.minimum((part + 1) * each, tl.cdiv(seen, BLOCK_N))):
-        at = n * BLOCK_N
-        row = begin + at + column
-        y = load_rows(k, b * skb + row * sks, row < S, D, BD, WIDE)
-        s = tl.maximum(tl.dot(y, tl.trans(x), input_precision="ieee"), 0.0, propagate_nan=tl.PropagateNan.ALL)
-        total = tl.zeros([BLOCK_N], tl.float32)
-        for i in range(HI):
-            mine = tl.sum(tl.where(head[None, :] == i, s, 0.0), 1)
-            total = tl.fma(mine, tl.zeros([BLOCK_N], tl.float32) + tl.load(w + i * swh).to(tl.float32), total)
-        tl.store(scores + at + column, total * scale, mask=column < wide(seen) - at)
+from evalsuite_kernels.sparse.scores import seen, wide
 
 
 @triton.jit
@@ -131,34 +37,46 @@ def _next(hist, least, wanted):
 
 
 @triton.jit
-def _largest(x, there, wanted):
-    """The wanted-th largest of the numbers that are there, and which of those equal to it it is. Byte by byte, from how
-    many numbers have which; a loop, since its body is long."""
-    least = wanted * 0
-    for i in range(4):
-        digit, alike = _digit(x, least, i)
-        least, wanted = _next(tl.histogram(digit, 256, mask=there & alike), least, wanted)
-    return least ^ -2147483648, wanted
+def _largest(x, wanted, ROUGH: tl.constexpr):
+    """The wanted-th largest of numbers (one that is -2^31 is not there), by halving where it may be: equal
+    bytes would meet in one counter of a histogram. With ROUGH, one whose higher bits alone are right, from below."""
+    low = tl.min(tl.where(x > -2147483648, x, 2147483647), 0)
+    high = tl.max(x, 0)
+    while (low >> ROUGH) < (high >> ROUGH):
+        middle = (low | high) - ((low ^ high) >> 1)  # the mean, rounded up
+        enough = tl.sum((x >= middle).to(tl.int32), 0) >= wanted
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    return low
 
 
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
-def sample(
-    scores, first, position, low, start, stop, T, S, topk, COUNT: tl.constexpr, RUN: tl.constexpr,
+@triton.jit
+def _threshold(
+    scores, count, topk, COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, ROUGH: tl.constexpr
 ):  # fmt: skip
-    """low [B, stop - start] (as `ordered`): of each query a number that, as COUNT of its scores tell, a fourth more
-    than topk reach; the lowest of all where it sees few keys. They are looked at in runs of RUN side by side."""
-    pid = tl.program_id(0)
-    b = tl.cast(pid // (stop - start), tl.int64)
-    count = _seen(first, position, b * T + start + pid % (stop - start), S)
+    """What a little more than topk of `count` scores reach (as `ordered`), as COUNT of them tell that are looked at in
+    runs of RUN side by side; the lowest of all numbers where they are few."""
     least = count * 0 + -2147483648
     if count > 2 * COUNT:
         each = tl.arange(0, COUNT)
         column = tl.cast(each // RUN, tl.int64) * count // COUNT * RUN + each % RUN
-        x = ordered(tl.load(scores + tl.cast(pid, tl.int64) * wide(S) + column))
+        x = ordered(tl.load(scores + column))
         expected = topk.to(tl.float32) * COUNT / count
-        wanted = tl.minimum(1.25 * expected + 4.0 * tl.sqrt(expected) + 4.0, COUNT * 1.0).to(tl.int32)
-        least, _ = _largest(x, each >= 0, wanted)
-    tl.store(low + pid, least)
+        wanted = tl.minimum(expected + SLACK * (0.125 * expected + 2.0 * tl.sqrt(expected) + 2.0), COUNT * 1.0)
+        least = _largest(x, wanted.to(tl.int32), ROUGH)
+    return least
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
+def sample(
+    scores, first, position, low, start, stop, T, S, topk,
+    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, ROUGH: tl.constexpr,
+):  # fmt: skip
+    """low [B, stop - start]: the threshold of each query."""
+    pid = tl.program_id(0)
+    b = tl.cast(pid // (stop - start), tl.int64)
+    count = seen(first, position, b, start + pid % (stop - start), T, S)
+    tl.store(low + pid, _threshold(scores + tl.cast(pid, tl.int64) * wide(S), count, topk, COUNT, RUN, SLACK, ROUGH))
 
 
 @triton.jit
@@ -169,30 +87,20 @@ def _sifted(scores, column, end, least):
     return x, tl.where(there, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "width", "topk", "parts"])
-def collect(
-    scores, first, position, low, values, places, sizes, start, stop, T, S, width, topk, parts,
+@triton.jit
+def _collect(
+    scores, count, least, values, places, sizes, part, topk, parts,
     CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Of each of `parts` equal parts of a row's keys what may be chosen, in order: values (as `ordered`) and places
-    [.., parts, CAP], and sizes [.., parts, 2]: how many there are, -1 where they do not fit, and how many keys reach
-    `low`. width is wide(S), which nobody is told: numbers that are loaded by fours would change hands to be stored.
+    """Of one of `parts` equal parts of `count` scores what may be chosen, in order: values (as `ordered`) and places
+    [CAP], and sizes [2]: how many there are, -1 where they do not fit, and how many scores reach `least`.
 
     Of those that only just reach it the first topk are enough. Threads own OWN numbers side by side of a tile, so that
     one scan over threads says for all of these where they go; a tile has fewer than 65536.
     """
-    pid = tl.program_id(0)
-    row = pid // parts
-    part = pid - row * parts
-    b = tl.cast(row // (stop - start), tl.int64)
-    count = _seen(first, position, b * T + start + row % (stop - start), S)
-    least = tl.load(low + row)
     sifted = least > -2147483648  # else so few keys are seen that the choice is made of all
     each = tl.cdiv(tl.cdiv(count, parts), TILE) * TILE
     end = tl.where(sifted, tl.minimum((part + 1) * each, count), 0)
-    scores += tl.cast(row, tl.int64) * width
-    values += tl.cast(pid, tl.int64) * CAP
-    places += tl.cast(pid, tl.int64) * CAP
     kept = count * 0
     tied = count * 0
     above = count * 0
@@ -216,19 +124,40 @@ def collect(
         kept += (total & 65535) + tl.minimum(total >> 16, room)
         tied += total >> 16
         above += total & 65535
-    tl.store(sizes + 2 * pid, tl.where(sifted & (kept <= CAP), kept, -1))
-    tl.store(sizes + 2 * pid + 1, above + tied)
+    tl.store(sizes, tl.where(sifted & (kept <= CAP), kept, -1))
+    tl.store(sizes + 1, above + tied)
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "width", "topk", "parts"])
+def collect(
+    scores, first, position, low, values, places, sizes, start, stop, T, S, width, topk, parts,
+    CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """What `_collect` keeps of `parts` parts of a row: values, places [.., parts, CAP] and sizes [.., parts, 2].
+    width is wide(S), which nobody is told: numbers that are loaded by fours would change hands to be stored."""
+    pid = tl.program_id(0)
+    row = pid // parts
+    part = pid - row * parts
+    b = tl.cast(row // (stop - start), tl.int64)
+    count = seen(first, position, b, start + row % (stop - start), T, S)
+    at = tl.cast(pid, tl.int64) * CAP
+    _collect(
+        scores + tl.cast(row, tl.int64) * width, count, tl.load(low + row), values + at, places + at, sizes + 2 * pid,
+        part, topk, parts, CAP, TILE, OWN,
+    )  # fmt: skip
 
 
 @triton.jit
 def _store(x, column, there, least, wanted, taken, tied, found):
     """The positions of what is larger than `least`, and of the first `wanted` numbers like it, in order; returns how
     many have been taken, and how many are like it."""
-    same = (there & (x == least)).to(tl.int32)
-    take = there & ((x > least) | ((same > 0) & (tied + tl.cumsum(same, 0) <= wanted)))
-    one = take.to(tl.int32)
-    tl.store(found + taken + tl.cumsum(one, 0) - 1, column, mask=take)
-    return taken + tl.sum(one, 0), tied + tl.sum(same, 0)
+    n = tl.where(there, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
+    upto = tl.cumsum(n, 0)
+    room = tl.maximum(wanted - tied, 0)
+    slot = taken + (upto & 65535) + tl.minimum(upto >> 16, room) - 1
+    tl.store(found + slot, column, mask=(n == 1) | ((n > 1) & ((upto >> 16) <= room)))
+    total = tl.max(upto, 0)
+    return taken + (total & 65535) + tl.minimum(total >> 16, room), tied + (total >> 16)
 
 
 @triton.jit
@@ -259,7 +188,8 @@ def _pick(
     scores, values, places, ends, found, n, wanted,
     CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    """The `wanted` largest of n numbers, as in `_largest`: with DIRECT of n scores, else of what `collect` kept."""
+    """The `wanted` largest of n numbers: with DIRECT of n scores, else of what `_collect` kept. Byte by byte of the
+    last of them, from how many numbers have which; a loop, since its body is long."""
     least = wanted * 0
     for i in range(4):
         hist = tl.zeros([256], tl.int32)
@@ -282,34 +212,24 @@ def _pick(
 def _pick_once(values, places, ends, found, n, wanted, ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr):
     """As `_pick`, of no more than ONCE numbers, which are read once."""
     x, column, there = _entries(values, values, places, ends, tl.arange(0, ONCE), n, CAP, BITS, False)
-    least, wanted = _largest(x, there, wanted)
-    _store(x, column, there, least, wanted, n * 0, n * 0, found)
+    least = _largest(tl.where(there, x, -2147483648), wanted, 0)
+    above = tl.sum((there & (x > least)).to(tl.int32), 0)
+    _store(x, column, there, least, wanted - above, n * 0, n * 0, found)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
-def choose(
-    scores, first, position, values, places, sizes, found, start, stop, T, S, topk, parts,
+@triton.jit
+def _choose(
+    scores, count, values, places, sizes, found, topk, parts,
     ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """found [B, T, topk] of the queries start .. stop - 1: the positions of the topk largest scores that each sees, of
-    equal ones the earliest, ascending, then -1.
+    """found [topk]: the places of the topk largest of `count` scores, of equal ones the earliest, ascending, then -1.
 
-    By what `collect` kept where that holds them all, which it nearly always does, read once if they are at most ONCE;
-    else by all scores. Which of these changes no bit. 2^BITS is at least `parts`.
+    By what `_collect` kept of all parts where that holds them all, which it nearly always does, read once if they are
+    at most ONCE; else by all scores. Which of these changes no bit. 2^BITS is at least `parts`.
     """
-    pid = tl.program_id(0)
-    b = tl.cast(pid // (stop - start), tl.int64)
-    at = b * T + start + pid % (stop - start)
-    row = tl.cast(pid, tl.int64)
-    scores += row * wide(S)
-    values += row * parts * CAP
-    places += row * parts * CAP
-    found += at * topk
-    count = _seen(first, position, at, S)
     part = tl.arange(0, 1 << BITS)
-    sizes += 2 * (row * parts + part)
-    n = tl.load(sizes, mask=part < parts, other=0)
-    reach = tl.sum(tl.load(sizes + 1, mask=part < parts, other=0), 0)
+    n = tl.load(sizes + 2 * part, mask=part < parts, other=0)
+    reach = tl.sum(tl.load(sizes + 2 * part + 1, mask=part < parts, other=0), 0)
     fits = tl.min(n, 0) >= 0
     ends = tl.cumsum(n, 0)
     kept = tl.sum(n, 0)
@@ -328,3 +248,47 @@ def choose(
     for each in range(taken // TILE * TILE, topk, TILE):
         column = each + tl.arange(0, TILE)
         tl.store(found + column, tl.full([TILE], -1, tl.int32), mask=(column >= taken) & (column < topk))
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
+def choose(
+    scores, first, position, values, places, sizes, found, start, stop, T, S, topk, parts,
+    ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """found [B, T, topk] of the queries start .. stop - 1, as `_choose` chooses."""
+    pid = tl.program_id(0)
+    b = tl.cast(pid // (stop - start), tl.int64)
+    t = start + pid % (stop - start)
+    row = tl.cast(pid, tl.int64)
+    kept = row * parts * CAP
+    _choose(
+        scores + row * wide(S), seen(first, position, b, t, T, S), values + kept, places + kept,
+        sizes + 2 * row * parts, found + (b * T + t) * topk, topk, parts, ONCE, CAP, BITS, TILE,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
+def choose_few(
+    scores, first, position, values, places, sizes, turns, found, start, stop, T, S, topk, parts,
+    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, ROUGH: tl.constexpr,
+    CAP: tl.constexpr, OWN: tl.constexpr, ONCE: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """`sample`, `collect` and `choose` in one launch for few rows: a part's program finds the threshold for itself, and
+    the last one of a row to end, by turns [B, stop - start] that were 0, chooses."""
+    pid = tl.program_id(0)
+    row = tl.cast(pid // parts, tl.int64)
+    part = pid % parts
+    b = row // (stop - start)
+    t = start + row % (stop - start)
+    count = seen(first, position, b, t, T, S)
+    scores += row * wide(S)
+    kept = row * parts * CAP
+    sizes += 2 * row * parts
+    values += kept
+    places += kept
+    least = _threshold(scores, count, topk, COUNT, RUN, SLACK, ROUGH)
+    at = part * CAP
+    _collect(scores, count, least, values + at, places + at, sizes + 2 * part, part, topk, parts, CAP, TILE, OWN)
+    tl.debug_barrier()  # what all threads stored is stored before it is told
+    if tl.atomic_add(turns + row, 1, sem="acq_rel") == parts - 1:
+        _choose(scores, count, values, places, sizes, found + (b * T + t) * topk, topk, parts, ONCE, CAP, BITS, TILE)
