@@ -302,7 +302,7 @@ def sampled(S, COUNT=16, RUN=4):
 @pytest.mark.parametrize("kind", ["random", "equal", "few values", "rising", "seen high", "seen low", "infinite"])
 def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
     """Right, misled either way, or by a plateau that holds all that could be kept."""
-    small = {"SAMPLE": 16, "ROUGH": 0, "FEW": few, "PART": 64, "SIFTING": SMALL}
+    small = {"SAMPLE": 16, "FEW": few, "PART": 64, "SIFTING": SMALL}
     for name, value in small.items():
         monkeypatch.setattr(indexing, name, value)
     S = 300
@@ -325,7 +325,7 @@ def test_what_a_sample_says_changes_nothing(kind, few, monkeypatch):
 
 def test_both_ways_to_choose_are_taken(monkeypatch):
     """By what the sample lets through, and by all where that misled: not one of them always."""
-    small = {"SAMPLE": 16, "ROUGH": 0, "PART": 64, "SIFTING": SMALL}
+    small = {"SAMPLE": 16, "PART": 64, "SIFTING": SMALL}
     for name, value in small.items():
         monkeypatch.setattr(indexing, name, value)
     S, reached = 300, {}

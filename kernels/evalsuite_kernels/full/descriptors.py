@@ -38,6 +38,12 @@ def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
     return TensorDescriptor(x, [B, T, columns], [sb, st, 1], [1, rows, D])
 
 
+def early(device: torch.device) -> dict[str, bool]:
+    """Options of a kernel that begins by `sparse.forward.overlap`: where the GPU can, it starts before its turn."""
+    able = not INTERPRETED and _hopper(device)
+    return {"EARLY": able, **({"launch_pdl": True} if able else {})}
+
+
 @cache
 def _hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 9

@@ -7,6 +7,14 @@ from evalsuite_kernels.full.tiles import widen
 
 
 @triton.jit
+def overlap(EARLY: tl.constexpr):
+    """Where a kernel may start while the one before it ends: let the next one, and wait until all is there."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def place(pid, tiles, lists, T, heads, BLOCK_M: tl.constexpr):
     """What a program takes: batch and token (int64), list, and query heads [BLOCK_M], -1 where there is none.
 
@@ -76,6 +84,7 @@ def forward(
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """o [B, T, HQ, V], and the logits' log2-sum-exp2 [B, HQ, T], inf where nothing is read. With SPLIT, a multiple of
     BLOCK_N, a program reads so many keys of a list, for `full.decode.merge`: part [B, lists, splits, T * heads, V], and
@@ -84,6 +93,7 @@ def forward(
     entries [B, T, G, N]; a token's `lists` are as many as the sets of `heads` query heads that share both a list of
     entries and a key head, `share` of which share the key head. scale is in base 2.
     """
+    overlap(EARLY)
     b, t, own, head = place(tl.program_id(0) // splits, tiles, lists, T, heads, BLOCK_M)
     split = tl.program_id(0) % splits
     real = head >= 0

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from evalsuite_kernels.arguments import INTERPRETED, note
-from evalsuite_kernels.full.descriptors import pad, rows
+from evalsuite_kernels.full.descriptors import early, pad, rows
 from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sparse import scores as scoring
 from evalsuite_kernels.sparse import select
@@ -28,7 +28,7 @@ SETTINGS = {
     (4, 128): (32, 32, 4, 1),
     (4, 256): (16, 32, 4, 1),
 }
-SAMPLE, ROUGH = 4096, 12  # scores by which the rest is sifted; lower bits of its bound that do not matter
+SAMPLE = 4096  # scores by which the rest is sifted
 APART = 8  # heads of an indexer up to here meet keys one after another, 64 queries at a time; more, side by side
 ONE = 8  # queries of these up to here meet them one by one
 SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
@@ -51,7 +51,7 @@ class Sifting(NamedTuple):
 
 
 SIFTING = {  # few rows, or many
-    True: Sifting((1, 1.5, 8), (None, 2048, 8), (2048, 8)),
+    True: Sifting((8, 2.0, 8), (None, 2048, 8), (2048, 8)),
     False: Sifting((8, 2.0, 8), (4, 512, 2), (1024, 8)),
 }
 OWN = 8  # numbers of a tile that a thread of `collect` owns
@@ -107,11 +107,11 @@ def sift(
     few, parts, cap, once, _, turns, low, sizes, values, at = sieve
     (run, slack, warps), (_, tile, collecting), (numbers, choosing) = SIFTING[few]
     rows, bits, kept = B * (stop - start), (parts - 1).bit_length(), (values, at, sizes)
-    sampled = {"COUNT": SAMPLE, "RUN": run, "SLACK": slack, "ROUGH": ROUGH}
+    sampled = {"COUNT": SAMPLE, "RUN": run, "SLACK": slack}
     if few:
         launches.add(
             select.choose_few, (rows * parts,), *given, *kept, turns, found, *bounds, topk, parts, **sampled, CAP=cap,
-            OWN=OWN, ONCE=once, BITS=bits, TILE=tile, num_warps=collecting,
+            OWN=OWN, ONCE=once, BITS=bits, TILE=tile, num_warps=collecting, **early(found.device),
         )  # fmt: skip
         return few, bits, cap, once
     launches.add(select.sample, (rows,), *given, low, *bounds, topk, **sampled, num_warps=warps)
@@ -171,7 +171,7 @@ def score(launches: Launches, given: tuple[Any, ...], scale: float, bounds: tupl
     if one:
         launches.add(
             scoring.score_one, (B * T * parts,), *given, scale, T, S, HI, parts, each, *strides, HEADS=pad(APART),
-            **options,
+            **options, **early(q.device),
         )  # fmt: skip
         return 0
     launches.add(
@@ -188,5 +188,3 @@ def _new_list(q: Tensor, k: Tensor, topk: int) -> Tensor:
 @sparse_index.register_fake
 def _(q: Tensor, k: Tensor, weights: Tensor, first: Any, position: Any, topk: int, scale: float) -> Tensor:
     return _new_list(q, k, topk)
-
-

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.sparse.forward import load_rows, standing
+from evalsuite_kernels.sparse.forward import load_rows, overlap, standing
 
 
 @triton.jit
@@ -78,9 +78,11 @@ def score_one(
     q, k, w, first, position, scores, turns, scale, T, S, HI, parts, each,
     sqb, sqt, sqh, skb, sks, swb, swt, swh,
     D: tl.constexpr, BD: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """As `score` with BLOCK_H = 1, to the bit, of all T queries, one a program: for few, whose keys meet no more than
     HEADS heads at once."""
+    overlap(EARLY)
     pid = tl.program_id(0)
     part = pid % parts
     t = tl.cast(pid // parts % T, tl.int64)

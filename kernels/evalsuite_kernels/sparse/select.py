@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from evalsuite_kernels.sparse.forward import overlap
 from evalsuite_kernels.sparse.scores import seen, wide
 
 
@@ -37,46 +38,63 @@ def _next(hist, least, wanted):
 
 
 @triton.jit
-def _largest(x, wanted, ROUGH: tl.constexpr):
-    """The wanted-th largest of numbers (one that is -2^31 is not there), by halving where it may be: equal
-    bytes would meet in one counter of a histogram. With ROUGH, one whose higher bits alone are right, from below."""
+def _largest(x, n, wanted):
+    """Of n numbers (one that is -2^31 is not there) the least of the `wanted` largest, or one below it that no others
+    reach, by halving: equal bytes would meet in one counter of a histogram."""
     low = tl.min(tl.where(x > -2147483648, x, 2147483647), 0)
     high = tl.max(x, 0)
-    while (low >> ROUGH) < (high >> ROUGH):
+    reach = n
+    while (low < high) & (reach > wanted):
         middle = (low | high) - ((low ^ high) >> 1)  # the mean, rounded up
-        enough = tl.sum((x >= middle).to(tl.int32), 0) >= wanted
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle - 1)
+        these = tl.sum((x >= middle).to(tl.int32), 0)
+        low = tl.where(these >= wanted, middle, low)
+        high = tl.where(these >= wanted, high, middle - 1)
+        reach = tl.where(these >= wanted, these, reach)
     return low
 
 
 @triton.jit
-def _threshold(
-    scores, count, topk, COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, ROUGH: tl.constexpr
-):  # fmt: skip
+def _about(x, n, wanted):
+    """What `wanted` of n numbers reach, and if few halvings tell, hardly more."""
+    low = tl.maximum(tl.min(x, 0), -3e38)
+    high = tl.minimum(tl.max(x, 0), 3e38)
+    reach = wanted * 0 + n
+    halvings = wanted * 0
+    while (low < high) & (reach > wanted + wanted // 16) & (halvings < 24):
+        middle = low * 0.5 + high * 0.5
+        these = tl.sum((x >= middle).to(tl.int32), 0)
+        low = tl.where(these >= wanted, middle, low)
+        high = tl.where(these >= wanted, high, middle)
+        reach = tl.where(these >= wanted, these, reach)
+        halvings += 1
+    return low
+
+
+@triton.jit
+def _threshold(scores, count, topk, COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr):
     """What a little more than topk of `count` scores reach (as `ordered`), as COUNT of them tell that are looked at in
     runs of RUN side by side; the lowest of all numbers where they are few."""
     least = count * 0 + -2147483648
     if count > 2 * COUNT:
         each = tl.arange(0, COUNT)
         column = tl.cast(each // RUN, tl.int64) * count // COUNT * RUN + each % RUN
-        x = ordered(tl.load(scores + column))
+        x = tl.load(scores + column)
         expected = topk.to(tl.float32) * COUNT / count
         wanted = tl.minimum(expected + SLACK * (0.125 * expected + 2.0 * tl.sqrt(expected) + 2.0), COUNT * 1.0)
-        least = _largest(x, wanted.to(tl.int32), ROUGH)
+        least = ordered(_about(tl.where(x == x, x, float("inf")), COUNT, wanted.to(tl.int32)))  # noqa: PLR0124
     return least
 
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
 def sample(
     scores, first, position, low, start, stop, T, S, topk,
-    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, ROUGH: tl.constexpr,
+    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
     """low [B, stop - start]: the threshold of each query."""
     pid = tl.program_id(0)
     b = tl.cast(pid // (stop - start), tl.int64)
     count = seen(first, position, b, start + pid % (stop - start), T, S)
-    tl.store(low + pid, _threshold(scores + tl.cast(pid, tl.int64) * wide(S), count, topk, COUNT, RUN, SLACK, ROUGH))
+    tl.store(low + pid, _threshold(scores + tl.cast(pid, tl.int64) * wide(S), count, topk, COUNT, RUN, SLACK))
 
 
 @triton.jit
@@ -212,7 +230,7 @@ def _pick(
 def _pick_once(values, places, ends, found, n, wanted, ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr):
     """As `_pick`, of no more than ONCE numbers, which are read once."""
     x, column, there = _entries(values, values, places, ends, tl.arange(0, ONCE), n, CAP, BITS, False)
-    least = _largest(tl.where(there, x, -2147483648), wanted, 0)
+    least = _largest(tl.where(there, x, -2147483648), n, wanted)
     above = tl.sum((there & (x > least)).to(tl.int32), 0)
     _store(x, column, there, least, wanted - above, n * 0, n * 0, found)
 
@@ -270,11 +288,13 @@ def choose(
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
 def choose_few(
     scores, first, position, values, places, sizes, turns, found, start, stop, T, S, topk, parts,
-    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, ROUGH: tl.constexpr,
+    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr,
     CAP: tl.constexpr, OWN: tl.constexpr, ONCE: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """`sample`, `collect` and `choose` in one launch for few rows: a part's program finds the threshold for itself, and
     the last one of a row to end, by turns [B, stop - start] that were 0, chooses."""
+    overlap(EARLY)
     pid = tl.program_id(0)
     row = tl.cast(pid // parts, tl.int64)
     part = pid % parts
@@ -286,7 +306,7 @@ def choose_few(
     sizes += 2 * row * parts
     values += kept
     places += kept
-    least = _threshold(scores, count, topk, COUNT, RUN, SLACK, ROUGH)
+    least = _threshold(scores, count, topk, COUNT, RUN, SLACK)
     at = part * CAP
     _collect(scores, count, least, values + at, places + at, sizes + 2 * part, part, topk, parts, CAP, TILE, OWN)
     tl.debug_barrier()  # what all threads stored is stored before it is told

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evalsuite_kernels.arguments import INTERPRETED, note
 from evalsuite_kernels.full.decode import merge
-from evalsuite_kernels.full.descriptors import pad, rows
+from evalsuite_kernels.full.descriptors import early, pad, rows
 from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sparse.backward import backward_blocks, backward_queries, backward_rows, readers
 from evalsuite_kernels.sparse.forward import forward
@@ -33,6 +33,12 @@ SETTINGS = {
     ("forward", 4, 64): (16, 64, 4, 2),
     ("forward", 4, 128): (16, 32, 8, 2),
     ("forward", 4, 256): (16, 16, 4, 2),
+    ("few", 2, 64): (16, 128, 4, 2),
+    ("few", 2, 128): (16, 128, 4, 2),
+    ("few", 2, 256): (16, 32, 8, 2),
+    ("few", 4, 64): (16, 64, 4, 2),
+    ("few", 4, 128): (16, 32, 8, 2),
+    ("few", 4, 256): (16, 16, 4, 2),
     ("queries", 2, 64): (64, 64, 4, 3),
     ("queries", 2, 128): (64, 64, 4, 2),
     ("queries", 2, 256): (32, 32, 8, 2),
@@ -55,7 +61,7 @@ SETTINGS = {
 
 
 def settings(op: str, x: Tensor, widest: int) -> tuple[int, int, int, int]:
-    """Rows and keys in a tile, num_warps and num_stages of "forward", "queries", "rows" or "blocks"."""
+    """Rows and keys in a tile, num_warps and num_stages of an op; "few" is the forward pass of decoding."""
     return SETTINGS[op, x.itemsize, max(64, triton.next_power_of_2(widest))]
 
 
@@ -117,14 +123,15 @@ def sparse_forward(
         return o, lse
     (B, T, HQ, _), S, (G, N) = q.shape, k.shape[1], entries.shape[2:]
     lists, share, heads, strides, constants = _shared(q, k, v, entries)
-    tiles, options = _tile("forward", q, v, heads, block_size)
     split = SPLIT if T <= DECODE and T < S else 0
+    tiles, options = _tile("few" if split else "forward", q, v, heads, block_size)
     splits = triton.cdiv(N * max(1, block_size), split) if split else 1
     parts: list[Tensor | None] = [None] * 3
     if split:
         fp32: Any = {"dtype": torch.float32, "device": q.device}
         shape = B, lists, max(1, splits), T * heads
         parts = [torch.empty(*shape, v.shape[-1], **fp32), *(torch.empty(shape, **fp32) for _ in range(2))]
+    options |= early(q.device) if split else {"EARLY": False}
     launches = Launches()
     launches.add(
         forward, (B * T * lists * tiles * splits,), q, k, v, entries, first, position, o, lse, *parts, scale * LOG2E,
