@@ -51,7 +51,7 @@ class Sifting(NamedTuple):
 
 
 SIFTING = {  # few rows, or many
-    True: Sifting((8, 2.0, 8), (None, 2048, 8), (2048, 8)),
+    True: Sifting((8, 1.25, 8), (None, 2048, 8), (2048, 8)),
     False: Sifting((8, 2.0, 8), (4, 512, 2), (1024, 8)),
 }
 OWN = 8  # numbers of a tile that a thread of `collect` owns
@@ -162,8 +162,9 @@ def score(launches: Launches, given: tuple[Any, ...], scale: float, bounds: tupl
     B, _, HI, D = q.shape
     most, BLOCK_N, warps, stages = SETTINGS[q.itemsize, max(64, triton.next_power_of_2(D))]
     strides = *q.stride()[:3], *k.stride()[:2], *weights.stride()
-    options = {"D": D, "BD": pad(D), "BLOCK_N": BLOCK_N, "WIDE": INTERPRETED, "num_warps": warps, "num_stages": stages}
     one = HI <= APART and T <= ONE and stop - start == T
+    BLOCK_N = min(BLOCK_N, 64) if one else BLOCK_N
+    options = {"D": D, "BD": pad(D), "BLOCK_N": BLOCK_N, "WIDE": INTERPRETED, "num_warps": warps, "num_stages": stages}
     heads = 1 if HI <= APART else min(most, triton.next_power_of_2(HI))
     tiles, parts = T if one else triton.cdiv(stop - start, most // heads), triton.cdiv(S, BLOCK_N)
     each = max(1, min(SPAN, B * tiles * parts // PROGRAMS))
