@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.full.tiles import seen, widen
+from evalsuite_kernels.full.tiles import overlap, seen, widen
 
 
 @triton.jit(do_not_specialize=["window", "T", "S", "H", "group", "splits", "tiles"])
@@ -76,9 +76,10 @@ def decode(
 def merge(
     part, tops, totals, sinks, lengths, o, lse, window, T, S, H, group, splits,
     V: tl.constexpr, BV: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
-    PADDED: tl.constexpr, WINDOWED: tl.constexpr, SUNK: tl.constexpr,
+    PADDED: tl.constexpr, WINDOWED: tl.constexpr, SUNK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One query head's splits, TILE at a time from fixed positions."""
+    overlap(EARLY)
     pid = tl.program_id(0)
     heads = H * group
     b = pid // heads // T

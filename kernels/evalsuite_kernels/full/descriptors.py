@@ -39,7 +39,7 @@ def _describe(x: Tensor, rows: int) -> TensorDescriptor | None:
 
 
 def early(device: torch.device) -> dict[str, bool]:
-    """Options of a kernel that begins by `sparse.forward.overlap`: where the GPU can, it starts before its turn."""
+    """Options of a kernel that begins by `tiles.overlap`: where the GPU can, it starts before its turn."""
     able = not INTERPRETED and _hopper(device)
     return {"EARLY": able, **({"launch_pdl": True} if able else {})}
 

@@ -5,6 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
+def overlap(EARLY: tl.constexpr):
+    """Where a kernel may start while the one before it ends: let the next one, and wait until all is there."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def load_tile(ptr, count, stride, ROWS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, RAGGED: tl.constexpr):
     """[ROWS, BD] from the row `ptr` on; rows from `count` on (RAGGED) and columns from D on are 0."""
     rows = tl.arange(0, ROWS)[:, None]

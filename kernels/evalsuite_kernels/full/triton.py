@@ -243,7 +243,7 @@ def _decoded(
         )  # fmt: skip
     merge[(B * T * HQ,)](
         part, tops, totals, sinks, lengths, o, lse, window, T, S, H, group, splits, TILE=16, SPLIT=SPLIT,
-        BLOCK_N=BLOCK_N, SUNK=sinks is not None, num_warps=4, **merged,
+        BLOCK_N=BLOCK_N, SUNK=sinks is not None, EARLY=False, num_warps=4, **merged,
     )  # fmt: skip
     return o, lse
 

@@ -3,15 +3,7 @@
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.full.tiles import widen
-
-
-@triton.jit
-def overlap(EARLY: tl.constexpr):
-    """Where a kernel may start while the one before it ends: let the next one, and wait until all is there."""
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+from evalsuite_kernels.full.tiles import overlap, widen
 
 
 @triton.jit

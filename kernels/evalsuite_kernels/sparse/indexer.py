@@ -93,7 +93,7 @@ class Sieve(NamedTuple):
         cap = min(PART, kept) if few else kept
         step = min(T, max(1, ROOM // (B * (S + 2 * parts * cap))))
         rows = (B * step,)
-        shapes = rows, (*rows, parts, 2), (*rows, parts, cap), (*rows, parts, cap)
+        shapes = rows, (*rows, parts, 3), (*rows, parts, cap), (*rows, parts, cap)
         turns = found.new_empty(rows) if few else None
         return cls(few, parts, cap, min(kept, ONCE), step, turns, *(found.new_empty(shape) for shape in shapes))
 
@@ -120,8 +120,8 @@ def sift(
         num_warps=collecting,
     )  # fmt: skip
     launches.add(
-        select.choose, (rows,), *given, *kept, found, *bounds, topk, parts, ONCE=once, CAP=cap, BITS=bits, TILE=numbers,
-        num_warps=choosing,
+        select.choose, (rows,), *given, low, *kept, found, *bounds, topk, parts, ONCE=once, CAP=cap, BITS=bits,
+        TILE=numbers, num_warps=choosing,
     )  # fmt: skip
     return few, bits, cap, once
 

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.sparse.forward import load_rows, overlap, standing
+from evalsuite_kernels.full.tiles import overlap
+from evalsuite_kernels.sparse.forward import load_rows, standing
 
 
 @triton.jit

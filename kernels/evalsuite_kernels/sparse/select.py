@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.sparse.forward import overlap
+from evalsuite_kernels.full.tiles import overlap
 from evalsuite_kernels.sparse.scores import seen, wide
 
 
@@ -143,7 +143,8 @@ def _collect(
     CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """Of one of `parts` equal parts of `count` scores what may be chosen, in order: values (as `ordered`) and places
-    [CAP], and sizes [2]: how many there are, -1 where they do not fit, and how many scores reach `least`.
+    [CAP], and sizes [3]: how many there are, -1 where they do not fit, how many scores reach `least`, and how many are
+    larger.
 
     Of those that only just reach it the first topk are enough. Threads own OWN numbers side by side of a tile, so that
     one scan over threads says for all of these where they go; a tile has fewer than 65536.
@@ -176,6 +177,7 @@ def _collect(
         above += total & 65535
     tl.store(sizes, tl.where(sifted & (kept <= CAP), kept, -1))
     tl.store(sizes + 1, above + tied)
+    tl.store(sizes + 2, above)
 
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "width", "topk", "parts"])
@@ -183,7 +185,7 @@ def collect(
     scores, first, position, low, values, places, sizes, start, stop, T, S, width, topk, parts,
     CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """What `_collect` keeps of `parts` parts of a row: values, places [.., parts, CAP] and sizes [.., parts, 2].
+    """What `_collect` keeps of `parts` parts of a row: values, places [.., parts, CAP] and sizes [.., parts, 3].
     width is wide(S), which nobody is told: numbers that are loaded by fours would change hands to be stored."""
     pid = tl.program_id(0)
     row = pid // parts
@@ -192,7 +194,7 @@ def collect(
     count = seen(first, position, b, start + row % (stop - start), T, S)
     at = tl.cast(pid, tl.int64) * CAP
     _collect(
-        scores + tl.cast(row, tl.int64) * width, count, tl.load(low + row), values + at, places + at, sizes + 2 * pid,
+        scores + tl.cast(row, tl.int64) * width, count, tl.load(low + row), values + at, places + at, sizes + 3 * pid,
         part, topk, parts, CAP, TILE, OWN,
     )  # fmt: skip
 
@@ -249,7 +251,15 @@ def _pick(
             digit, alike = _digit(x, least, i)
             hist += tl.histogram(digit, 256, mask=there & alike)
         least, wanted = _next(hist, least, wanted)
-    least = least ^ -2147483648
+    _keep(scores, values, places, ends, found, n, least ^ -2147483648, wanted, CAP, BITS, TILE, DIRECT)
+
+
+@triton.jit
+def _keep(
+    scores, values, places, ends, found, n, least, wanted,
+    CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
+):  # fmt: skip
+    """What is larger than `least` of the same numbers, and the first `wanted` like it."""
     taken = n * 0
     tied = n * 0
     for at in range(0, n, TILE):
@@ -269,17 +279,19 @@ def _pick_once(values, places, ends, found, n, wanted, ONCE: tl.constexpr, CAP: 
 
 @triton.jit
 def _choose(
-    scores, count, values, places, sizes, found, topk, parts,
+    scores, count, least, values, places, sizes, found, topk, parts,
     ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """found [topk]: the places of the topk largest of `count` scores, of equal ones the earliest, ascending, then -1.
 
-    By what `_collect` kept of all parts where that holds them all, which it nearly always does, read once if they are
-    at most ONCE; else by all scores. Which of these changes no bit. 2^BITS is at least `parts`.
+    By what `_collect` kept of all parts by `least` where that holds them all, which it nearly always does, read once if
+    they are at most ONCE; else by all scores. Where many scores are equal `least` often is the last one taken: nothing
+    is left to search. Which of these changes no bit. 2^BITS is at least `parts`.
     """
     part = tl.arange(0, 1 << BITS)
-    n = tl.load(sizes + 2 * part, mask=part < parts, other=0)
-    reach = tl.sum(tl.load(sizes + 2 * part + 1, mask=part < parts, other=0), 0)
+    n = tl.load(sizes + 3 * part, mask=part < parts, other=0)
+    reach = tl.sum(tl.load(sizes + 3 * part + 1, mask=part < parts, other=0), 0)
+    above = tl.sum(tl.load(sizes + 3 * part + 2, mask=part < parts, other=0), 0)
     fits = tl.min(n, 0) >= 0
     ends = tl.cumsum(n, 0)
     kept = tl.sum(n, 0)
@@ -289,7 +301,9 @@ def _choose(
             column = each + tl.arange(0, TILE)
             tl.store(found + column, column, mask=column < count)
     elif fits & (reach >= topk):
-        if kept <= ONCE:
+        if above < topk:
+            _keep(scores, values, places, ends, found, kept, least, topk - above, CAP, BITS, TILE, False)
+        elif kept <= ONCE:
             _pick_once(values, places, ends, found, kept, taken, ONCE, CAP, BITS)
         else:
             _pick(scores, values, places, ends, found, kept, taken, CAP, BITS, TILE, False)
@@ -302,7 +316,7 @@ def _choose(
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
 def choose(
-    scores, first, position, values, places, sizes, found, start, stop, T, S, topk, parts,
+    scores, first, position, low, values, places, sizes, found, start, stop, T, S, topk, parts,
     ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """found [B, T, topk] of the queries start .. stop - 1, as `_choose` chooses."""
@@ -312,8 +326,8 @@ def choose(
     row = tl.cast(pid, tl.int64)
     kept = row * parts * CAP
     _choose(
-        scores + row * wide(S), seen(first, position, b, t, T, S), values + kept, places + kept,
-        sizes + 2 * row * parts, found + (b * T + t) * topk, topk, parts, ONCE, CAP, BITS, TILE,
+        scores + row * wide(S), seen(first, position, b, t, T, S), tl.load(low + row), values + kept, places + kept,
+        sizes + 3 * row * parts, found + (b * T + t) * topk, topk, parts, ONCE, CAP, BITS, TILE,
     )  # fmt: skip
 
 
@@ -335,12 +349,13 @@ def choose_few(
     count = seen(first, position, b, t, T, S)
     scores += row * wide(S)
     kept = row * parts * CAP
-    sizes += 2 * row * parts
+    sizes += 3 * row * parts
     values += kept
     places += kept
     least = _threshold(scores, count, topk, COUNT, RUN, SLACK)
     at = part * CAP
-    _collect(scores, count, least, values + at, places + at, sizes + 2 * part, part, topk, parts, CAP, TILE, OWN)
+    _collect(scores, count, least, values + at, places + at, sizes + 3 * part, part, topk, parts, CAP, TILE, OWN)
     tl.debug_barrier()  # what all threads stored is stored before it is told
     if tl.atomic_add(turns + row, 1, sem="acq_rel") == parts - 1:
-        _choose(scores, count, values, places, sizes, found + (b * T + t) * topk, topk, parts, ONCE, CAP, BITS, TILE)
+        at = (b * T + t) * topk
+        _choose(scores, count, least, values, places, sizes, found + at, topk, parts, ONCE, CAP, BITS, TILE)

@@ -131,7 +131,8 @@ def sparse_forward(
         fp32: Any = {"dtype": torch.float32, "device": q.device}
         shape = B, lists, max(1, splits), T * heads
         parts = [torch.empty(*shape, v.shape[-1], **fp32), *(torch.empty(shape, **fp32) for _ in range(2))]
-    options |= early(q.device) if split else {"EARLY": False}
+    chained = early(q.device) if split else {"EARLY": False}
+    options |= chained
     launches = Launches()
     launches.add(
         forward, (B * T * lists * tiles * splits,), q, k, v, entries, first, position, o, lse, *parts, scale * LOG2E,
@@ -141,7 +142,7 @@ def sparse_forward(
         launches.add(
             merge, (B * T * HQ,), *parts, None, None, o, lse, 0, T, splits * split, lists, heads, splits,
             V=v.shape[-1], BV=constants["BV"], TILE=16, SPLIT=split, BLOCK_N=options["BLOCK_N"], PADDED=False,
-            WINDOWED=False, SUNK=False, num_warps=4,
+            WINDOWED=False, SUNK=False, num_warps=4, **chained,
         )  # fmt: skip
     launches.run((*_kind("forward", q, v, entries, first, heads, block_size), split), q.device)
     return o, lse
