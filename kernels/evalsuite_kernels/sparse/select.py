@@ -357,5 +357,5 @@ def choose_few(
     _collect(scores, count, least, values + at, places + at, sizes + 3 * part, part, topk, parts, CAP, TILE, OWN)
     tl.debug_barrier()  # what all threads stored is stored before it is told
     if tl.atomic_add(turns + row, 1, sem="acq_rel") == parts - 1:
-        at = (b * T + t) * topk
-        _choose(scores, count, least, values, places, sizes, found + at, topk, parts, ONCE, CAP, BITS, TILE)
+        found += (b * T + t) * topk
+        _choose(scores, count, least, values, places, sizes, found, topk, parts, ONCE, CAP, BITS, TILE)
