@@ -89,7 +89,7 @@ def _largest(x, n, wanted):
 
 @triton.jit
 def _about(x, n, wanted):
-    """What `wanted` of n numbers reach, and if few cuts tell, hardly more."""
+    """The least of n numbers that `wanted` of them reach, and if few cuts tell, hardly more."""
     low = tl.maximum(tl.min(x, 0), -3e38)
     high = tl.minimum(tl.max(x, 0), 3e38)
     reach = wanted * 0 + n
@@ -99,7 +99,7 @@ def _about(x, n, wanted):
         of_a, of_b, of_c, of_d = _reached(x, a, b, c, d)
         low, high, reach = _narrowed(low, high, reach, wanted, a, b, c, d, of_a, of_b, of_c, of_d, 0)
         cuts += 1
-    return low
+    return tl.min(tl.where(x >= low, x, float("inf")), 0)
 
 
 @triton.jit

@@ -93,6 +93,13 @@ def _attention(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> Tensor:
     return logits.softmax(-1).mean((2, 3))
 
 
+def _named(listed: Tensor, here: Places, S: int) -> Tensor:
+    """Which of S keys a list [B, t, N] names: [B, t, S]."""
+    row = torch.where(listed < 0, S, listed + here.first[..., None])
+    seen = torch.zeros(*listed.shape[:2], S + 1, dtype=torch.bool, device=listed.device)
+    return seen.scatter_(-1, row.long(), True)[..., :S]
+
+
 def _listed_attention(q: Tensor, k: Tensor, scale: float, row: Tensor, missing: Tensor) -> Tensor:
     """The same over the keys at row [B, t, N] but those missing: [B, t, N]."""
     keys = k[torch.arange(len(k), device=k.device)[:, None, None], row]  # [B, t, N, H, K]
@@ -128,19 +135,21 @@ class _Divergence(torch.autograd.Function):
         owed = [torch.zeros_like(x) for x in given]
         total = q.new_zeros(())
         taught = any(ctx.needs_input_grad[2:5])
-        each = S * max(HQ, HI) if indices is None else indices.shape[-1] * max(k.shape[2] * k.shape[3], HQ, HI)
+        each, few = S * max(HQ, HI), None
+        if indices is not None and (gathered := indices.shape[-1] * max(k.shape[2] * k.shape[3], HQ, HI)) < each:
+            each, few = gathered, indices
         for start, stop in chunked.query_blocks(T, B * each, q.device):
             here, x = where.rows(start, stop), q[:, start:stop]
             a, b, c = (t.detach() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
             if taught:
                 a, b, c = (t.requires_grad_() for t in (a, b, c))
-            if indices is None:
-                seen = chunked.visible(here, 0, S)
+            if few is None:  # keys of each query's own would take more room than scores of all
+                seen = chunked.visible(here, 0, S) if indices is None else _named(indices[:, start:stop], here, S)
                 p = _attention(x, k, scale, seen)
                 with torch.set_grad_enabled(taught):
                     scores = chunked.scores(a, b, c, index_scale)
             else:
-                listed = indices[:, start:stop]
+                listed = few[:, start:stop]
                 row, seen = (listed + here.first[..., None]).clamp(0, S - 1), listed >= 0
                 p = _listed_attention(x, k, scale, row, ~seen)
                 with torch.set_grad_enabled(taught):
