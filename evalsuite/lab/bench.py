@@ -64,7 +64,7 @@ def speed(config: EvalsuiteConfig, args: argparse.Namespace, length: int) -> Row
         result, _ = trainer.update(ids, labels, trainer.recipe.rate(step, args.steps))
         _wait(args.device)
         seconds.append(time.perf_counter() - began)
-        loss = result.item()
+        loss = result[0].item()
     rates = sorted(args.tokens_per_step / each for each in seconds[FIRST:])
     low, high = (float(np.quantile(rates, q)) for q in (0.1, 0.9))
     return {
@@ -87,7 +87,7 @@ def losses(config: EvalsuiteConfig, args: argparse.Namespace, length: int, *, re
     trainer.replayed = recorded and trainer.replayed
     trainer.model.train()
     ids, labels = batch(config, args.tokens_per_step, length, args.seed)
-    return [trainer.update(ids, labels, 1.0)[0].item() for _ in range(args.steps)]
+    return [trainer.update(ids, labels, 1.0)[0].sum().item() for _ in range(args.steps)]
 
 
 @contextmanager

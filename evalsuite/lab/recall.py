@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the rows here too")
     args = parser.parse_args(argv)
     try:
+        if args.json and not args.json.parent.is_dir():
+            raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
         selection = plan.select(
             args.tasks.split(","), lengths=plan.parse_lengths(args.lengths), limit=args.limit, seed=args.seed,
             settings=args.settings,

@@ -64,8 +64,7 @@ def loss_of(model: EvalsuiteForCausalLM, ids: Tensor, labels: Tensor) -> tuple[T
         hidden, labels, weight, asked = (x[asked] for x in (hidden, labels, weight, asked))
     logits = model.lm_head(hidden).float()
     each = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    loss = (weight * each).sum() / weight.sum() + model.own_losses()
-    return loss, (logits.argmax(-1) == labels).sum() / asked.sum()
+    return (weight * each).sum() / weight.sum(), (logits.argmax(-1) == labels).sum() / asked.sum()
 
 
 def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe, *, replayed: bool = False) -> torch.optim.AdamW:
@@ -91,11 +90,15 @@ class Trainer:
         # experts are chosen by shapes that a recording cannot hold
         self.replayed = torch.device(device).type == "cuda" and not config.num_experts
         self.optimizer = optimizer_of(self.model, recipe, replayed=self.replayed)
+        # an indexer learns from its own loss alone: neither's gradient may shorten the other's step
+        indexers = [p for name, p in self.model.named_parameters() if ".index_" in name]
+        others = [p for name, p in self.model.named_parameters() if ".index_" not in name]
+        self.clipped = (others, indexers) if indexers else (others,)
         self.graphs: dict[tuple[torch.Size, str], Recorded] = {}
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self.total = torch.zeros((), device=device)  # of the losses since the last line of history
+        self.total = torch.zeros(2, device=device)  # of the losses since the last line of history
         self.stream: dict[str, Any] = {}  # what it is trained on
         self.ran: dict[str, set[str]] = {}  # operator -> the implementations that trained it
 
@@ -153,7 +156,7 @@ class Trainer:
     ) -> None:
         """Train to the end of the stream; a line of history every LINE steps, a checkpoint every SAVE.
 
-        `probe` is asked some PROBES times and at the end; the loss of a line is the mean since the line before.
+        `probe` is asked some PROBES times and at the end; the loss of a line is the labels' mean since the line before.
         """
         out.mkdir(parents=True, exist_ok=True)
         self.stream = asdict(stream)
@@ -169,19 +172,20 @@ class Trainer:
             self.total += loss
             last = self.step == stream.steps
             if self.step % LINE == 0 or last:
-                mean = self.total.item() / ((self.step - 1) % LINE + 1)
+                mean, own = (self.total / ((self.step - 1) % LINE + 1)).tolist()
                 self.total.zero_()
                 tokens = self.step * stream.tokens_per_step
                 line: dict[str, Any] = {"step": self.step, "tokens": tokens, "loss": mean, "accuracy": accuracy.item()}
                 if "D" in self.config.pattern:
+                    line["index_loss"] = own
                     line["recall"] = self._recall(ids)
                 if probe is not None and (self.step % probed == 0 or last):
                     with torch.autocast(self.total.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                         line["probe"] = probe(self.model)
                 self.history.append({**line, "seconds": round(self.seconds, 1)})
                 report(self.history[-1])
-                if not math.isfinite(line["loss"]):
-                    raise UserError(f"loss is {line['loss']} at step {self.step}; lower --lr and take another --out")
+                if not math.isfinite(mean + own):
+                    raise UserError(f"loss is {mean + own} at step {self.step}; lower --lr and take another --out")
             if self.step % SAVE == 0:
                 self.save(out)
         self._enter(stream.steps - 1, stream.steps)
@@ -193,7 +197,8 @@ class Trainer:
             self.model.config.index_phase = self.recipe.phase(step, steps)
 
     def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
-        """One step on ids and labels `[rows, length]` at this share of the learning rate; its loss and accuracy."""
+        """One step on ids and labels `[rows, length]` at this share of the learning rate: its losses [2], of the labels
+        and the model's own (experts' balance, indexers' divergence), and its accuracy."""
         with record.listening(self.ran):
             return self._update(ids, labels, rate)
 
@@ -220,11 +225,13 @@ class Trainer:
     def _step(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             loss, accuracy = loss_of(self.model, ids, labels)
+            own = self.model.own_losses()
         self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        (loss + own).backward()
+        for part in self.clipped:
+            torch.nn.utils.clip_grad_norm_(part, self.recipe.clip)
         self.optimizer.step()
-        return loss.detach(), accuracy
+        return torch.stack((loss, own)).detach(), accuracy
 
 
 class Recorded:

@@ -109,14 +109,29 @@ def expect(name: str, x: Tensor, *shape: int | str) -> None:
         raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], not {list(x.shape)}")
 
 
-def expect_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q is [B, T, HQ, K], k [B, S, H, K] and v [B, S, H, V], HQ a multiple of H."""
+def expect_whole(name: str, x: object, least: int = 1) -> None:
+    """Raise unless `x` is an int of at least `least`."""
+    if not isinstance(x, int) or isinstance(x, bool) or x < least:
+        raise ValueError(f"{name} must be a whole number and at least {least}, not {x!r}")
+
+
+def expect_integers(name: str, x: object) -> None:
+    """Raise unless `x` is a tensor of integers."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{name} must be an integer tensor, not {x.dtype if isinstance(x, Tensor) else x!r}")
+
+
+def expect_heads(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
+    """Raise unless q is [B, T, HQ, K], k [B, S, H, K] and v, if any, [B, S, H, V]; K >= 1 and HQ a multiple of H."""
     expect("q", q, "B", "T", "HQ", "K")
     expect("k", k, q.shape[0], "S", "H", q.shape[3])
     S, H = k.shape[1:3]
-    expect("v", v, q.shape[0], S, H, "V")
+    if v is not None:
+        expect("v", v, q.shape[0], S, H, "V")
     if H == 0 or q.shape[2] % H:
-        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {H} heads of k and v")
+        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {H} heads of k")
+    if q.shape[3] == 0:
+        raise ValueError("q and k have heads of dim 0")
 
 
 def offsets(cu_seqlens: Tensor, batch: int, total: int, name: str = "cu_seqlens") -> list[int]:
@@ -127,7 +142,8 @@ def offsets(cu_seqlens: Tensor, batch: int, total: int, name: str = "cu_seqlens"
     """
     if batch != 1:
         raise ValueError(f"{name} packs sequences along time, so the batch size must be 1, not {batch}")
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
+    expect_integers(name, cu_seqlens)
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
         raise ValueError(f"{name} must be an integer tensor [N + 1], not {cu_seqlens.dtype} {list(cu_seqlens.shape)}")
     bounds: list[int] = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in pairwise(bounds)):
@@ -144,6 +160,7 @@ def pieces(
             raise ValueError("cu_seqlens_k needs cu_seqlens for the queries")
         lengths = [S] * B
         if key_lengths is not None:
+            expect_integers("key_lengths", key_lengths)
             expect("key_lengths", key_lengths, B)
             lengths = [int(n) for n in key_lengths.tolist()]
             if any(n < 0 or n > S for n in lengths):

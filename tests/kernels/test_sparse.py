@@ -382,6 +382,51 @@ def test_nothing_is_owed_where_nobody_learns():
     assert blocks.shape == (1, 0, 2, 4)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_keys_have_equal_scores_wherever_they_stand(impl, dtype):
+    """A matrix product rounds its last columns otherwise, and would break the tie."""
+    for S in (17, 101, 251):
+        q, k, w = indexer(3, S, HI=4, DI=32, dtype=dtype)
+        got = lightning_index(q, k[:, :1].expand_as(k), w, 7, impl=impl)
+        assert got.tolist() == [[list(range(7))] * 3]
+
+
+def test_nothing_is_chosen_for_nobody():
+    assert lightning_index(*indexer(3, B=0), 2).shape == (0, 3, 2)
+
+
+TOKENS = torch.zeros(1, 6, 2, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(("run", "message"), [
+    (lambda q, k: lightning_index(*indexer(6), True), "topk must be a whole number"),
+    (lambda q, k: lightning_index(*indexer(6, DI=0), 2), "index heads of dim 0"),
+    (lambda q, k: lightning_index(*indexer(6), 2, cu_seqlens=[0, 6]), "cu_seqlens must be an integer tensor"),
+    (lambda q, k: lightning_index(*indexer(6), 2, key_lengths=torch.tensor([2.5])), "key_lengths must be an integer"),
+    (lambda q, k: full_attention(q, k, k, cu_seqlens=[0, 6]), "cu_seqlens must be an integer tensor"),
+    (lambda q, k: full_attention(q, k, k, key_lengths=[6]), "key_lengths must be an integer tensor"),
+    (lambda q, k: full_attention(q[..., :0], k[..., :0], k), "heads of dim 0"),
+    (lambda q, k: sparse_attention(q[..., :0], k[..., :0], k, TOKENS), "heads of dim 0"),
+    (lambda q, k: sparse_attention(q, k, k, None), "indices must be int32 or int64, not None"),
+    (lambda q, k: block_attention(q, k, k, TOKENS, 2.5), "block_size must be a whole number"),
+    (lambda q, k: block_attention(q, k, k, TOKENS + 3, 2), r"blocks of query 0 must lie in -1 .. 2, and one is 3"),
+    (lambda q, k: moba_blocks(q, k, 2, 2.0), "topk must be a whole number"),
+    (lambda q, k: index_blocks(q, k[:, :, 0], 2.0, 2), "block_size must be a whole number"),
+    (lambda q, k: nsa_blocks(draw(1, 6, 2), torch.zeros(1, 6), 6, NSA()), r"weights must have shape \[B, T, H, M\]"),
+    (lambda q, k: nsa_blocks(draw(1, 6, 2, 1), torch.zeros(6), 6, NSA()), r"position must have shape \[1, 6\]"),
+    (lambda q, k: index_loss(q, k, *indexer(6, HI=0)), "index_q has 0 heads"),
+    (lambda q, k: index_loss(q, k, *indexer(6), TOKENS.float()), "indices must be an integer tensor"),
+    (lambda q, k: selection_recall(q, k, TOKENS.float()), "indices must be an integer tensor"),
+    (lambda q, k: selection_recall(q, k, TOKENS[0]), r"indices must have shape \[1, 6, N\]"),
+    (lambda q, k: selection_recall(q[:, :, :3], k, TOKENS), "no multiple of the 2 heads"),
+])  # fmt: skip
+def test_an_argument_that_does_not_fit_is_named(run, message):
+    q, k, _ = attention(6)
+    with pytest.raises(ValueError, match=message):
+        run(q, k)
+
+
 def test_mistakes_are_told():
     q, k, v = attention(6)
     with pytest.raises(ValueError, match=r"indices of query 0 must lie in -1 .. 5, and one is 6"):
@@ -400,12 +445,12 @@ def test_mistakes_are_told():
         sparse_attention(q, k, v, torch.zeros(1, 6, 2, dtype=torch.int32), impl="triton")
     with pytest.raises(ValueError, match="whole number"):
         lightning_index(*indexer(6), 2.5)
-    with pytest.raises(ValueError, match="no index heads"):
+    with pytest.raises(ValueError, match="0 index heads"):
         lightning_index(*indexer(6, HI=0), 2)
-    with pytest.raises(ValueError, match="block_size must be at least 1"):
+    with pytest.raises(ValueError, match="block_size must be a whole number and at least 1"):
         moba_blocks(q, k, 0, 2)
     for run in (lambda x: moba_blocks(x, k, 2, 2), lambda x: index_loss(x, k, *indexer(6))):
         with pytest.raises(ValueError, match="no multiple of the 2 heads"):
             run(draw(1, 6, 3, 8))
-    with pytest.raises(ValueError, match="NSA's length, stride"):
+    with pytest.raises(ValueError, match="NSA's stride must be"):
         nsa_blocks(draw(1, 6, 2, 3), torch.arange(6)[None], 6, NSA(4, 0, 4, 4))

@@ -251,6 +251,15 @@ def test_nan_counts_as_the_largest():
     assert torch.equal(got, want)
 
 
+def test_a_head_that_is_not_there_scores_nothing():
+    """Tiles hold a power of two of heads: those past HI would make NaN of an infinite key, which is the largest."""
+    q, k, w = (torch.rand(shape, device=DEVICE) + 0.1 for shape in ((1, 3, 9, 8), (1, 40, 8), (1, 3, 9)))
+    k[0, 5] = -torch.inf  # ReLU makes 0 of it
+    got, want = (lightning_index(q, k, w, 6, impl=impl) for impl in ("triton", "reference"))
+    assert torch.equal(got, want)
+    assert not (got == 5).any()
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
 def test_of_equal_scores_the_earlier_keys_are_taken(sign):
     """ReLU makes a plateau of zeros, of -0.0 under negative weights, and here all scores are on it but three."""

@@ -49,7 +49,7 @@ def test_everything_is_recalled_where_everything_is_chosen(checkpoint: Path, tmp
 @pytest.mark.parametrize(("arguments", "message"), [
     (["full"], "no indexer"), (["nobody"], "unknown model"), (["full", "--tasks", "multihop.grap"], "unknown"),
     (["CHECKPOINT", *ASK, "--by", "hop"], "no facet 'hop'; it has"),
-    (["CHECKPOINT", *ASK, "--limit", "1", "--json", "/nonexistent/rows.json"], "No such file"),
+    (["CHECKPOINT", *ASK, "--limit", "1", "--json", "/nonexistent/rows.json"], "there is no folder /nonexistent"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(
     arguments: list[str], message: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]

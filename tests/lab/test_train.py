@@ -225,6 +225,24 @@ def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
         Trainer(config(), RECIPE).resume(tmp_path)
 
 
+def test_an_indexer_never_shortens_a_step_of_the_model(tmp_path: Path) -> None:
+    """Its loss is huge here; the model learns to the bit what it learns without, and history keeps the two apart."""
+    data = build(STREAM, tmp_path / "data")
+    trainers, histories = [], []
+    for coef in (0.0, 1e4):
+        design = config("DD")
+        design.index_loss_coef = coef
+        trainers.append(Trainer(design, replace(RECIPE, dense=1.0)))  # else what it chooses is what the model reads
+        histories.append([])
+        trainers[-1].run(replace(STREAM, steps=5), data, tmp_path / str(coef), histories[-1].append)
+    first, second = (weights(trainer) for trainer in trainers)
+    others = {name for name in first if ".index_" not in name}
+    assert equal({name: first[name] for name in others}, {name: second[name] for name in others})
+    assert not equal(first, second)
+    assert histories[0][-1]["loss"] == histories[1][-1]["loss"]
+    assert histories[0][-1]["index_loss"] == 0 < histories[1][-1]["index_loss"]
+
+
 def test_a_command_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["evalsuite", "train", "--model", "C F"])
     (folder,) = train(Plan(("CF",), tmp_path, steps=1, tokens_per_step=512, width=16), quiet_line)

@@ -5,7 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, note
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_whole, note
 from evalsuite_kernels.sparse import chunked, reference
 from evalsuite_kernels.sparse.places import Places, check_lists, places
 
@@ -51,10 +51,9 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
     B, T, HI, DI = q.shape
     expect("k", k, B, "S", DI)
     expect("weights", weights, B, T, HI)
-    if not isinstance(topk, int) or topk < 1:
-        raise ValueError(f"topk must be a whole number and at least 1, not {topk}")
-    if HI == 0:
-        raise ValueError("q has no index heads")
+    expect_whole("topk", topk)
+    if HI == 0 or DI == 0:
+        raise ValueError(f"q has {HI} index heads of dim {DI}, and needs at least 1 of each")
     scale = (HI * DI) ** -0.5 if scale is None else scale
     name = choose(impl, q, k, weights, widest=DI)
     where = _where(name, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
@@ -126,7 +125,7 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
         q, k, v: as in `sparse_attention`.
         blocks: int32 or int64 [B, T, N] or [B, T, G, N], as indices there; block n holds the positions n * block_size
             to (n + 1) * block_size - 1 of the query's own sequence, of which a query reads those up to its own.
-        block_size: tokens; "triton" takes multiples of 16, and "auto" takes "chunked" for others.
+        block_size: tokens, at least 1; "triton" takes multiples of 16, and "auto" takes "chunked" for others.
         scale, cu_seqlens, cu_seqlens_k, key_lengths: as in `full_attention`.
         impl: as in `lightning_index`.
 
@@ -137,8 +136,7 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
         ValueError: as `sparse_attention`.
     """
     _check(q, k, v, blocks, "blocks")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, not {block_size}")
+    expect_whole("block_size", block_size)
     lists = blocks if blocks.dim() == 4 else blocks[:, :, None]
     name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
     if name == "triton" and block_size % UNIT:
@@ -149,6 +147,8 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
             )
         name = "chunked"
     where = _where(name, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
+    keys = k.shape[1] if where is None else where.keys
+    check_lists("blocks", blocks, (keys + block_size - 1) // block_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = _alike(name, q, k, v)
@@ -181,13 +181,13 @@ def _alike(name: str, *tensors: Tensor) -> list[Tensor]:
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, name: str) -> None:
     expect_heads(q, k, v)
+    if not isinstance(lists, Tensor) or lists.dtype not in {torch.int32, torch.int64}:
+        raise ValueError(f"{name} must be int32 or int64, not {getattr(lists, 'dtype', lists)}")
     (B, T, HQ, _), H = q.shape, k.shape[2]
     if lists.dim() == 3:
         expect(name, lists, B, T, "N")
     else:
         expect(name, lists, B, T, "G", "N")
-    if lists.dtype not in {torch.int32, torch.int64}:
-        raise ValueError(f"{name} must be int32 or int64, not {lists.dtype}")
     G = 1 if lists.dim() == 3 else lists.shape[2]
     if G == 0 or HQ % G or (G % H and H % G):
         raise ValueError(

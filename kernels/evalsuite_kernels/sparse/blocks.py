@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalsuite_kernels.arguments import compute_dtype, expect, pieces
+from evalsuite_kernels.arguments import compute_dtype, expect, expect_heads, expect_whole, pieces
 from evalsuite_kernels.sparse import chunked
 from evalsuite_kernels.sparse.places import Places, places
 
@@ -53,11 +53,9 @@ def moba_blocks(
     Raises:
         ValueError: shapes or bounds that do not fit.
     """
-    expect("q", q, "B", "T", "HQ", "K")
-    expect("k", k, q.shape[0], "S", "H", q.shape[3])
-    _check_size(block_size)
-    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {k.shape[2]} heads of k")
+    expect_heads(q, k)
+    expect_whole("block_size", block_size)
+    expect_whole("topk", topk)
     group = q.shape[2] // k.shape[2]
 
     def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
@@ -102,7 +100,8 @@ def index_blocks(  # noqa: PLR0913 - as `full_attention`
     """
     expect("q", q, "B", "T", "H", "DI")
     expect("k", k, q.shape[0], "S", q.shape[3])
-    _check_size(block_size)
+    expect_whole("block_size", block_size)
+    expect_whole("topk", topk)
 
     def choice(q: Tensor, k: Tensor, position: Tensor) -> Tensor:
         where = Places(torch.zeros_like(position), position, torch.full_like(position, k.shape[1]))
@@ -133,13 +132,13 @@ def nsa_blocks(weights: Tensor, position: Tensor, tokens: int, sizes: NSA) -> Te
         int32 [B, T, H, topk], ascending, then -1. No gradient.
 
     Raises:
-        ValueError: more blocks always than topk.
+        ValueError: shapes or sizes that do not fit, or more blocks always than topk.
     """
+    expect("weights", weights, "B", "T", "H", "M")
+    expect("position", position, *weights.shape[:2])
+    for name, size in zip(NSA._fields[:4], sizes, strict=False):
+        expect_whole(f"NSA's {name}", size)
     length, stride, block_size, topk, initial, local = sizes
-    if min(length, stride, block_size) < 1:
-        raise ValueError(
-            f"NSA's length, stride and block_size must be at least 1, not {length}, {stride}, {block_size}"
-        )
     count = max(1, -(-tokens // block_size))
     start = torch.arange(weights.shape[-1], device=weights.device)[:, None] * stride
     begin = torch.arange(count, device=weights.device)[None, :] * block_size
@@ -150,11 +149,6 @@ def nsa_blocks(weights: Tensor, position: Tensor, tokens: int, sizes: NSA) -> Te
         return scores[:, start:stop]
 
     return _chosen(values, position, weights.shape[2], shared.shape[1], block_size, topk, initial=initial, local=local)
-
-
-def _check_size(block_size: int) -> None:
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, not {block_size}")
 
 
 def _of_each(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import expect, pieces
+from evalsuite_kernels.arguments import expect, expect_integers, pieces
 
 
 class Places(NamedTuple):
@@ -36,7 +36,11 @@ def places(
         ValueError: bounds or lengths that do not fit.
     """
     B, T = q.shape[:2]
-    given = [x for x in (cu_seqlens, cu_seqlens_k, key_lengths) if x is not None]
+    bounds = {"cu_seqlens": cu_seqlens, "cu_seqlens_k": cu_seqlens_k, "key_lengths": key_lengths}
+    given = [x for x in bounds.values() if x is not None]
+    for name, x in bounds.items():
+        if x is not None:
+            expect_integers(name, x)
     if not torch.compiler.is_compiling() and not any(x.is_cuda for x in given):
         pieces(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)
     if cu_seqlens is None and key_lengths is None:
@@ -50,12 +54,12 @@ def places(
         keys = key_lengths.to(q.device).long()[:, None].expand(B, T)
         position = (token + keys - T).clamp(min=-1)
         return Places(torch.zeros_like(position), position, keys)
-    bounds = cu_seqlens.to(q.device).long()
-    keys = bounds if cu_seqlens_k is None else cu_seqlens_k.to(q.device).long()
-    sequence = torch.searchsorted(bounds, token, right=True) - 1  # the last that begins here: others are empty
+    starts = cu_seqlens.to(q.device).long()
+    keys = starts if cu_seqlens_k is None else cu_seqlens_k.to(q.device).long()
+    sequence = torch.searchsorted(starts, token, right=True) - 1  # the last that begins here: others are empty
     first = keys[sequence]
     count = keys[sequence + 1] - first
-    return Places(first[None], (token - bounds[sequence + 1] + count)[None], count[None])
+    return Places(first[None], (token - starts[sequence + 1] + count)[None], count[None])
 
 
 def names(where: Places | None) -> tuple[Tensor | None, Tensor | None]:

@@ -69,6 +69,8 @@ def score(
                 if BLOCK_H == 1:  # as `score_one`: a compiler is free to fuse or not
                     total = tl.fma(s, weight[:, None], total)
                 else:
+                    if i + BLOCK_H > HI:  # a head that is not there scores an infinite key 0, not NaN
+                        s = tl.where(there[:, None], s, 0.0)
                     total += tl.sum(tl.reshape(s * weight[:, None], [BLOCK_T, BLOCK_H, BLOCK_N]), 1)
             tl.store(scores + at + column[None, :], total * scale, mask=column[None, :] < wide(many)[:, None] - at)
         own = tl.min(tl.where(begin > own, begin, S), 0)

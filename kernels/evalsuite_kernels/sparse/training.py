@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from evalsuite_kernels.arguments import compute_dtype, expect
+from evalsuite_kernels.arguments import compute_dtype, expect, expect_heads, expect_integers
 from evalsuite_kernels.sparse import chunked
 from evalsuite_kernels.sparse.places import Places, check_lists, places
 
@@ -43,19 +43,20 @@ def index_loss(  # noqa: PLR0913 - two attentions and one list
     Raises:
         ValueError: shapes or bounds that do not fit.
     """
-    expect("q", q, "B", "T", "HQ", "K")
+    expect_heads(q, k)
     B, T, _, K = q.shape
     expect("k", k, B, T, "H", K)
     expect("index_q", index_q, B, T, "HI", "DI")
     HI, DI = index_q.shape[2:]
     expect("index_k", index_k, B, T, DI)
     expect("weights", weights, B, T, HI)
+    if HI == 0 or DI == 0:
+        raise ValueError(f"index_q has {HI} heads of dim {DI}, and needs at least 1 of each")
     scale = K**-0.5 if scale is None else scale
     index_scale = (HI * DI) ** -0.5 if index_scale is None else index_scale
-    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(f"q has {q.shape[2]} heads, which is no multiple of the {k.shape[2]} heads of k")
     where = places(q, T, cu_seqlens, None, None)
     if indices is not None:
+        expect_integers("indices", indices)
         expect("indices", indices, B, T, "N")
         check_lists("indices", indices, where.position + 1)
     dtype = compute_dtype(q, k, index_q, index_k, weights)
@@ -69,8 +70,13 @@ def selection_recall(
 ) -> Tensor:
     """The share of the attention of q over k, averaged over heads, that a choice of keys covers: [B, T] in 0 .. 1.
 
-    q [B, T, HQ, K], k [B, T, H, K], indices [B, T, N] as `lightning_index` gives them. No gradient.
+    q [B, T, HQ, K], k [B, T, H, K], indices [B, T, N] as `lightning_index` gives them. No gradient. Raises ValueError
+    where shapes or bounds do not fit.
     """
+    expect_heads(q, k)
+    expect("k", k, *q.shape[:2], "H", q.shape[3])
+    expect_integers("indices", indices)
+    expect("indices", indices, *q.shape[:2], "N")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     where = places(q, k.shape[1], cu_seqlens, None, None)
     check_lists("indices", indices, where.position + 1)
