@@ -172,7 +172,7 @@ def test_strided_inputs():
     packed = torch.randn(2, 9, 3, 2, 16, device=DEVICE)
     q, k, v = (x.detach().requires_grad_() for x in packed.unbind(2))
     agree(sparse_attention, q, k, v, drawn(9, 6, 4, B=2)[:, :, ::2])
-    k, v = (torch.randn(2, 9, 16, 2, device=DEVICE).mT.requires_grad_() for _ in range(2))
+    k, v = (torch.randn(2, 25, 16, 2, device=DEVICE).mT.requires_grad_() for _ in range(2))
     agree(block_attention, q, k, v, drawn(9, 2, B=2, of=2, holes=False).repeat(1, 1, 2)[..., ::2], 16)
 
 
@@ -251,6 +251,7 @@ def test_nan_counts_as_the_largest():
     assert torch.equal(got, want)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, of NaN masked out
 def test_a_head_that_is_not_there_scores_nothing():
     """Tiles hold a power of two of heads: those past HI would make NaN of an infinite key, which is the largest."""
     q, k, w = (torch.rand(shape, device=DEVICE) + 0.1 for shape in ((1, 3, 9, 8), (1, 40, 8), (1, 3, 9)))
