@@ -22,16 +22,15 @@ from typing import Any
 
 import torch
 
-from evalsuite import runner
 from evalsuite.errors import UserError
+from evalsuite.lab import asked
 from evalsuite.lab import budget as budgets
 from evalsuite.lab.budget import Budget
 from evalsuite.lab.data import Stream, build
 from evalsuite.lab.match import parameters
-from evalsuite.lab.probe import Probe
 from evalsuite.lab.run import locked, provenance
 from evalsuite.lab.train import Trainer, publish
-from evalsuite.models.own import open_checkpoint
+from evalsuite.models.own import state_hash
 from evalsuite.store import write_json
 
 EDGES = 2  # times that a grid of learning rates is widened where its best is at an edge
@@ -126,10 +125,11 @@ class _Lab:
     def _begin(self, designs: Mapping[str, int]) -> None:
         """Start what waits for nothing: learning rates to choose from, or where there is one, all seeds."""
         rates = self.budget.rates
-        if len(rates) > 1:
+        for lr in rates if len(rates) > 1 else ():  # a design's next rate finds compiled what its first one needed
             for name in designs:
-                for lr in rates:
-                    self._start(Job(name, 0, lr, sweep=True))
+                self._start(Job(name, 0, lr, sweep=True))
+        self.questions = self.building.submit(asked.prepare, self.budget, self.out / "questions")
+        if len(rates) > 1:
             return
         for seed in range(max(designs.values())):
             for name in (name for name, seeds in designs.items() if seed < seeds):
@@ -166,7 +166,8 @@ class _Lab:
 
     def _submit(self, job: Job, made: Future[Any], stream: Future[Path]) -> None:
         try:
-            self.pool.submit(perform, self.budget, job, self.out, stream.result()).add_done_callback(
+            questions = self.out / "questions" if job.sweep else self.questions.result()
+            self.pool.submit(perform, self.budget, job, self.out, stream.result(), questions).add_done_callback(
                 partial(_pass_on, made)
             )
         except Exception as error:  # whoever waits for the job is told
@@ -196,7 +197,7 @@ def _pass_on(made: Future[Any], ran: Future[Any]) -> None:
         made.set_result(ran.result())
 
 
-def perform(budget: Budget, job: Job, out: Path, data: Path) -> dict[str, Any]:
+def perform(budget: Budget, job: Job, out: Path, data: Path, questions: Path) -> dict[str, Any]:
     """Do one job, or read what it came to; returns its result.
 
     A result holds the job, its loss (mean of the last tenth of the steps), history, cost and provenance.
@@ -209,25 +210,20 @@ def perform(budget: Budget, job: Job, out: Path, data: Path) -> dict[str, Any]:
                 raise UserError(f"{folder} was trained at lr {found['lr']:g}, not {job.lr:g}; take another --out")
             return found
         stream = budget.stream(job.seed, sweep=job.sweep)
-        trainer = Trainer(budget.config(job.design), budget.recipe(job.lr, job.seed), _DEVICE[0])
-        probe = Probe(budget.probes).measure if not job.sweep else None
+        config = budget.config(job.design)
+        compiled = _DEVICE[0] != "cpu" and not config.num_experts
+        trainer = Trainer(config, budget.recipe(job.lr, job.seed), _DEVICE[0], compiled=compiled)
+        probe = asked.probe(budget.probes).measure if not job.sweep else None
         trainer.run(stream, data, folder, partial(_note, folder, job.label, stream.steps), probe)
         result = _result(budget, job, trainer, stream)
         if not job.sweep:
             publish(trainer, folder, provenance(stream, trainer.recipe, trainer))
-            ask(budget, folder, f"{job.design}-seed{job.seed}")
+            asked.ask(questions, folder, f"{job.design}-seed{job.seed}", _DEVICE[0])
         write_json(folder / "result.json", result)
         (folder / "trainer.pt").unlink()
         if job.sweep:
             (folder / "progress.json").unlink(missing_ok=True)
         return result
-
-
-def ask(budget: Budget, folder: Path, name: str) -> None:
-    """Ask a trained model the budget's questions; the run is `answers/<name>` beside it."""
-    model = open_checkpoint(folder, name, device=_DEVICE[0])
-    for questions in budget.questions:
-        runner.run(model, questions.plan(), folder / "answers")
 
 
 def _result(budget: Budget, job: Job, trainer: Trainer, stream: Stream) -> dict[str, Any]:
@@ -240,6 +236,7 @@ def _result(budget: Budget, job: Job, trainer: Trainer, stream: Stream) -> dict[
         "seed": job.seed,
         "lr": job.lr,
         "sweep": job.sweep,
+        "weights": state_hash(trainer.model),  # before they are rounded to bf16
         "loss": fmean(lines or [trainer.history[-1]["loss"]]),
         "tokens": stream.steps * stream.tokens_per_step,
         "parameters": parameters(config),

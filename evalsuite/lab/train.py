@@ -4,7 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from evalsuite.errors import UserError
 from evalsuite.lab.data import IGNORE, Stream, batches
 from evalsuite.models.config import EvalsuiteConfig
-from evalsuite.models.modeling import EvalsuiteForCausalLM
+from evalsuite.models.modeling import Block, EvalsuiteForCausalLM
 from evalsuite.models.tokenizer import build_tokenizer
 from evalsuite_kernels import record
 
@@ -76,6 +77,23 @@ def optimizer_of(model: EvalsuiteForCausalLM, recipe: Recipe, *, replayed: bool 
     return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, eps=1e-8, fused=replayed, capturable=replayed)
 
 
+def compile_layers(model: EvalsuiteForCausalLM) -> None:
+    """torch.compile for every layer, so that equal layers are compiled once. A mixer of the user's own runs as written.
+
+    What earlier models of this process had compiled is dropped. Kernels are chosen without timing them, so that a run
+    and its repetition have the same.
+    """
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 64  # kinds of layers x lengths of rows x phases of an indexer
+    if hasattr(torch._inductor.config, "deterministic"):
+        torch._inductor.config.deterministic = True
+    for layer in model.model.layers:
+        assert isinstance(layer, Block)
+        if layer.mixer.letter == "X":
+            layer.mixer.forward = torch.compiler.disable(layer.mixer.forward)  # type: ignore[method-assign]
+        layer.compile(dynamic=False)
+
+
 class Trainer:
     """One run. Interrupted, it goes on from its last checkpoint and ends in the same weights."""
 
@@ -83,9 +101,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = EvalsuiteForCausalLM(config)
         nn.Module.to(self.model, device)
+        self.config, self.recipe, self.device, self.compiled = config, recipe, device, compiled
         if compiled:
-            self.model.model.compile(dynamic=False)
-        self.config, self.recipe, self.device = config, recipe, device
+            compile_layers(self.model)
         # on a GPU a step of a small model is thousands of short kernels: recorded once, they start without Python;
         # experts are chosen by shapes that a recording cannot hold
         self.replayed = torch.device(device).type == "cuda" and not config.num_experts
@@ -180,7 +198,7 @@ class Trainer:
                     line["index_loss"] = own
                     line["recall"] = self._recall(ids)
                 if probe is not None and (self.step % probed == 0 or last):
-                    with torch.autocast(self.total.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                    with self._asking():
                         line["probe"] = probe(self.model)
                 self.history.append({**line, "seconds": round(self.seconds, 1)})
                 report(self.history[-1])
@@ -219,8 +237,16 @@ class Trainer:
     def _recall(self, ids: np.ndarray) -> float:
         """What indexers' choices cover of full attention over a batch's first row: the mean of layers and queries."""
         row = torch.from_numpy(ids[:1].astype(np.int64)).to(self.device)
-        with torch.autocast(row.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+        with self._asking():
             return self.model.selection_recall(row).mean().item()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """How a model is asked in the midst of its training: rows of any length, for which nothing is compiled."""
+        stance = "force_eager" if self.compiled else "default"
+        device = torch.device(self.device).type
+        with torch.compiler.set_stance(stance), torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16):
+            yield
 
     def _step(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.recipe.bf16):

@@ -73,7 +73,8 @@ class Indexed(Attention):
             self.recalled.append(selection_recall(q, k, indices, cu_seqlens=layout.cu_seqlens))
         if not (self.training and torch.is_grad_enabled()):
             return self._read(q, keys, index, layout)
-        dense = self.config.index_phase == "dense"
+        # a choice of all is no choice; only here, where a prompt's bits need not be those of a longer one's
+        dense = self.config.index_phase == "dense" or x.shape[1] <= self.config.topk
         chosen = None if dense else self._choose(keys, index_q, weights, layout)
         self.loss = index_loss(q, k, index_q, index_k, weights, chosen, cu_seqlens=layout.cu_seqlens)
         if chosen is None:

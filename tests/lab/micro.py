@@ -1,10 +1,11 @@
-"""A budget of seconds, and a run of it as a program: `python micro.py OUT`."""
+"""A budget of seconds, and a run of it as a program: `python micro.py OUT`, or with the reference's models on GPUs
+`python micro.py OUT cuda`."""
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from evalsuite.lab.budget import TINY
+from evalsuite.lab.budget import REFERENCE, TINY
 from evalsuite.lab.equal import Machine, run
 from evalsuite.lab.probe import Questions
 
@@ -15,5 +16,13 @@ MICRO = replace(
 )  # fmt: skip
 LONG = replace(MICRO, steps=300, designs={"FF": 1, "KF": 1})
 
+GPU = replace(
+    REFERENCE, steps=600, tokens=8192, rates=(2e-3,), designs={"full": 1, "hybrid-kda-dsa": 1}, probes=QUESTIONS,
+    questions=QUESTIONS, warmup=50, gate_hops=(1, 2),
+)  # fmt: skip
+
 if __name__ == "__main__":
-    run(LONG, LONG.designs, Path(sys.argv[1]), Machine(("cpu",) * 2), print)
+    gpu = sys.argv[2:] == ["cuda"]
+    machine = Machine.found("cuda") if gpu else Machine(("cpu",) * 2)
+    budget = GPU if gpu else LONG
+    run(budget, budget.designs, Path(sys.argv[1]), machine, print)

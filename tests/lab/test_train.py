@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from evalsuite.lab.run import Plan, config_of, locked, train
 from evalsuite.lab.train import Recipe, Trainer, publish
 from evalsuite.models import load
 from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.modeling import Block, EvalsuiteForCausalLM
 
 STREAM = Stream((("knowledge.cloze", 1.0),), lengths=((64, 1.0),), steps=30, tokens_per_step=256)
 RECIPE = Recipe(lr=5e-3, warmup=5, bf16=False)
@@ -241,6 +243,28 @@ def test_an_indexer_never_shortens_a_step_of_the_model(tmp_path: Path) -> None:
     assert not equal(first, second)
     assert histories[0][-1]["loss"] == histories[1][-1]["loss"]
     assert histories[0][-1]["index_loss"] == 0 < histories[1][-1]["index_loss"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch compiles with many words about itself
+def test_compiled_layers_learn_what_written_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the model is asked in the midst of it, by rows of a length that nothing was compiled for."""
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++: minutes of it
+    monkeypatch.setattr(Block, "compile", traced)
+    stream = replace(STREAM, lengths=((64, 0.5), (128, 0.5)), steps=4)
+    data, losses, asked = build(stream, tmp_path / "data"), [], []
+
+    def probe(model: EvalsuiteForCausalLM) -> dict[str, float]:
+        with torch.no_grad():
+            asked.append(model.model(torch.ones(1, 7, dtype=torch.long)))
+        return {}
+
+    for compiled in (False, True):
+        lines: list[dict[str, Any]] = []
+        trainer = Trainer(config("SF"), RECIPE, compiled=compiled)
+        trainer.run(stream, data, tmp_path / str(compiled), lines.append, probe)
+        losses.append(lines[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.allclose(*asked, atol=1e-4)
 
 
 def test_a_command_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from evalsuite_kernels.arguments import compute_dtype, expect, expect_heads, expect_integers
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_integers, note
 from evalsuite_kernels.sparse import chunked
 from evalsuite_kernels.sparse.places import Places, check_lists, places
 
 
+@torch.compiler.disable  # its blocks, unrolled, take a compiler minutes
 def index_loss(  # noqa: PLR0913 - two attentions and one list
     q: Tensor,
     k: Tensor,
@@ -22,6 +23,7 @@ def index_loss(  # noqa: PLR0913 - two attentions and one list
     scale: float | None = None,
     index_scale: float | None = None,
     cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """Mean over queries of KL(p || softmax(I)): p the attention of q over k, averaged over heads, and I the index
     scores (arXiv:2512.02556, eq. 3 and 4).
@@ -35,13 +37,16 @@ def index_loss(  # noqa: PLR0913 - two attentions and one list
         scale: of q, K^-0.5 if None.
         index_scale: (HI * DI)^-0.5 if None.
         cu_seqlens: bounds of packed sequences.
+        impl: "auto" ("triton" on a GPU where it can run, but "chunked" for an indexer of many wide heads), "chunked"
+            (by blocks of queries; "reference" is the same here) or "triton" (bf16, fp16 and fp32 alone, by tiles that
+            are never in memory; it computes 16-bit inputs on tensor cores).
 
     Returns:
-        A scalar in fp32 or wider, differentiable in index_q, index_k and weights. Memory is that of a block of
-        queries: the gradient is made beside the loss.
+        A scalar in fp32 or wider, differentiable in index_q, index_k and weights; a query that sees no key adds 0.
+        Memory is that of a block of queries: the gradient is made beside the loss.
 
     Raises:
-        ValueError: shapes or bounds that do not fit.
+        ValueError: shapes or bounds that do not fit, or an impl that cannot run here.
     """
     expect_heads(q, k)
     B, T, _, K = q.shape
@@ -59,10 +64,16 @@ def index_loss(  # noqa: PLR0913 - two attentions and one list
         expect_integers("indices", indices)
         expect("indices", indices, B, T, "N")
         check_lists("indices", indices, where.position + 1)
-    dtype = compute_dtype(q, k, index_q, index_k, weights)
+    name = _form(impl, q, k, index_q, index_k, weights)
+    given, options = (index_q, index_k, weights), (indices, scale, index_scale)
+    taught = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     with torch.autocast(q.device.type, enabled=False):
-        given = [x.to(dtype) for x in (index_q, index_k, weights)]
-        return _Divergence.apply(q.detach().to(dtype), k.detach().to(dtype), *given, indices, scale, index_scale, where)
+        q, k = q.detach(), k.detach()
+        if name == "triton":  # of themselves, kernels know where there are no bounds
+            return _Divergence.apply(q, k, *given, *options, None if cu_seqlens is None else where, name, taught)
+        note("index_loss", "chunked")
+        dtype = compute_dtype(q, k, *given)
+        return _Divergence.apply(*(x.to(dtype) for x in (q, k, *given)), *options, where, name, taught)
 
 
 def selection_recall(
@@ -90,6 +101,17 @@ def selection_recall(
             row = (listed + here.first[..., None]).clamp(0, k.shape[1] - 1)
             found[:, start:stop] = p.gather(-1, row).masked_fill(listed < 0, 0).sum(-1)
     return found
+
+
+def _form(impl: str, q: Tensor, k: Tensor, index_q: Tensor, index_k: Tensor, weights: Tensor) -> str:
+    """The implementation of `index_loss`: "triton" or another word for "chunked"."""
+    HI, DI = index_q.shape[2:]
+    name = choose(impl, q, k, index_q, index_k, weights, widest=max(q.shape[-1], DI))
+    if name == "triton" and impl == "auto":
+        from evalsuite_kernels.sparse.divergence_run import GROUPS, grouped
+
+        return name if grouped(HI, DI)[1] <= GROUPS else "chunked"
+    return name
 
 
 def _attention(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> Tensor:
@@ -120,8 +142,53 @@ def _listed_scores(q: Tensor, k: Tensor, weights: Tensor, scale: float, row: Ten
     return (weights[:, :, None] @ (q @ keys.mT).relu())[:, :, 0] * scale
 
 
+def _by_blocks(  # noqa: PLR0913, PLR0917 - as `_Divergence`
+    q: Tensor,
+    k: Tensor,
+    index_q: Tensor,
+    index_k: Tensor,
+    weights: Tensor,
+    indices: Tensor | None,
+    scale: float,
+    index_scale: float,
+    where: Places,
+    taught: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`index_loss`, and what it owes to index_q, index_k and weights: zeros unless `taught`."""
+    (B, T, HQ, _), S, HI = q.shape, k.shape[1], index_q.shape[2]
+    owed = tuple(torch.zeros_like(x) for x in (index_q, index_k, weights))
+    total = q.new_zeros(())
+    each, few = S * max(HQ, HI), None
+    if indices is not None and (gathered := indices.shape[-1] * max(k.shape[2] * k.shape[3], HQ, HI)) < each:
+        each, few = gathered, indices
+    for start, stop in chunked.query_blocks(T, B * each, q.device):
+        here, x = where.rows(start, stop), q[:, start:stop]
+        a, b, c = (t.detach() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
+        if taught:
+            a, b, c = (t.requires_grad_() for t in (a, b, c))
+        if few is None:  # keys of each query's own would take more room than scores of all
+            seen = chunked.visible(here, 0, S) if indices is None else _named(indices[:, start:stop], here, S)
+            p = _attention(x, k, scale, seen)
+            with torch.set_grad_enabled(taught):
+                scores = chunked.scores(a, b, c, index_scale)
+        else:
+            listed = few[:, start:stop]
+            row, seen = (listed + here.first[..., None]).clamp(0, S - 1), listed >= 0
+            p = _listed_attention(x, k, scale, row, ~seen)
+            with torch.set_grad_enabled(taught):
+                scores = _listed_scores(a, b, c, index_scale, row)
+        logs = scores.detach().masked_fill(~seen, -torch.inf).log_softmax(-1)
+        total += torch.where(p > 0, p * (p.clamp(min=1e-30).log() - logs.masked_fill(~seen, 0)), 0).sum()
+        if not taught:
+            continue
+        found = torch.autograd.grad(scores, (a, b, c), (logs.exp() - p).masked_fill(~seen, 0) / (B * T))
+        owed[0][:, start:stop], owed[2][:, start:stop] = found[0], found[2]
+        owed[1].add_(found[1])
+    return total / max(1, B * T), owed
+
+
 class _Divergence(torch.autograd.Function):
-    """`index_loss`, whose gradient is made with it, block by block: that of the scores is softmax(I) - p."""
+    """`index_loss`, whose gradient is made with it, part by part: that of the scores is softmax(I) - p."""
 
     @staticmethod
     def forward(  # noqa: PLR0913, PLR0917 - autograd's signature
@@ -134,43 +201,23 @@ class _Divergence(torch.autograd.Function):
         indices: Tensor | None,
         scale: float,
         index_scale: float,
-        where: Places,
+        where: Any,
+        name: str,
+        taught: bool,
     ) -> Tensor:
-        (B, T, HQ, _), S, HI = q.shape, k.shape[1], index_q.shape[2]
         given = index_q, index_k, weights
-        owed = [torch.zeros_like(x) for x in given]
-        total = q.new_zeros(())
-        taught = any(ctx.needs_input_grad[2:5])
-        each, few = S * max(HQ, HI), None
-        if indices is not None and (gathered := indices.shape[-1] * max(k.shape[2] * k.shape[3], HQ, HI)) < each:
-            each, few = gathered, indices
-        for start, stop in chunked.query_blocks(T, B * each, q.device):
-            here, x = where.rows(start, stop), q[:, start:stop]
-            a, b, c = (t.detach() for t in (index_q[:, start:stop], index_k, weights[:, start:stop]))
-            if taught:
-                a, b, c = (t.requires_grad_() for t in (a, b, c))
-            if few is None:  # keys of each query's own would take more room than scores of all
-                seen = chunked.visible(here, 0, S) if indices is None else _named(indices[:, start:stop], here, S)
-                p = _attention(x, k, scale, seen)
-                with torch.set_grad_enabled(taught):
-                    scores = chunked.scores(a, b, c, index_scale)
-            else:
-                listed = few[:, start:stop]
-                row, seen = (listed + here.first[..., None]).clamp(0, S - 1), listed >= 0
-                p = _listed_attention(x, k, scale, row, ~seen)
-                with torch.set_grad_enabled(taught):
-                    scores = _listed_scores(a, b, c, index_scale, row)
-            logs = scores.detach().masked_fill(~seen, -torch.inf).log_softmax(-1)
-            total += torch.where(p > 0, p * (p.clamp(min=1e-30).log() - logs.masked_fill(~seen, 0)), 0).sum()
-            if not taught:
-                continue
-            found = torch.autograd.grad(scores, (a, b, c), (logs.exp() - p).masked_fill(~seen, 0) / (B * T))
-            owed[0][:, start:stop], owed[2][:, start:stop] = found[0], found[2]
-            owed[1] += found[1]
+        if name == "triton":
+            from evalsuite_kernels.sparse.divergence_run import divergence
+
+            loss, owed = divergence(q, k, *given, indices, scale, index_scale, where, taught)
+        else:
+            loss, owed = _by_blocks(q, k, *given, indices, scale, index_scale, where, taught)
         ctx.save_for_backward(*owed)
-        return total / max(1, B * T)
+        ctx.dtypes = [x.dtype for x in given]
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(d * x for x in ctx.saved_tensors), None, None, None, None)
+        owed = ((d * x).to(dtype) for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return (None, None, *owed, *(None,) * 6)
