@@ -124,13 +124,18 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
 
 @app.command()
 def lab(
-    out: Annotated[str, typer.Argument(metavar="DIR", help="Folder of `evalsuite train --budget`.")],
+    place: Annotated[
+        str, typer.Argument(metavar="DIR|FILE", help="Folder of `evalsuite train --budget`, or a lab.json of one.")
+    ],
+    figures: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Keep there lab.json (all results), tables.md and figures as PNG.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Show what an equal-budget training found so far, and the gates that a claim must pass."""
-    from evalsuite.lab import report
+    from evalsuite import verbs
 
-    sys.stdout.write(report.report(Path(out), as_json=json) + "\n")
+    verbs.lab(Path(place), figures, as_json=json)
 
 
 @app.command("list")

@@ -129,6 +129,16 @@ def equal(
     sys.stdout.write(report.report(Path(out), as_json=as_json) + "\n")
 
 
+def lab(place: Path, folder: str, *, as_json: bool) -> None:
+    """Print the lab's table; keep results, tables and figures in `folder`, if it is given."""
+    from evalsuite.lab import figures, report
+
+    if folder:
+        for file in figures.write(place, Path(folder)):
+            print(file, file=sys.stderr)
+    sys.stdout.write(report.report(place, as_json=as_json) + "\n")
+
+
 def compare(paths: Sequence[str], form: str, *, flips: bool = False) -> None:
     """Show stored runs side by side on standard output."""
     from evalsuite import compare as comparing

@@ -26,6 +26,7 @@ from evalsuite.errors import UserError
 from evalsuite.lab import asked
 from evalsuite.lab import budget as budgets
 from evalsuite.lab.budget import Budget
+from evalsuite.lab.cost import flops, kept
 from evalsuite.lab.data import Stream, build
 from evalsuite.lab.match import parameters
 from evalsuite.lab.run import locked, provenance
@@ -229,6 +230,7 @@ def perform(budget: Budget, job: Job, out: Path, data: Path, questions: Path) ->
 def _result(budget: Budget, job: Job, trainer: Trainer, stream: Stream) -> dict[str, Any]:
     lines = [line["loss"] for line in trainer.history if line["step"] > 0.9 * stream.steps]
     config = trainer.config
+    lengths = sorted(n for n in {512, 2048, budget.context} if n <= budget.context)
     return {
         "budget": budget.name,
         "design": job.design,
@@ -242,11 +244,8 @@ def _result(budget: Budget, job: Job, trainer: Trainer, stream: Stream) -> dict[
         "parameters": parameters(config),
         "size": budget.size(len(config.pattern)),  # of full attention
         "feed_forward": config.intermediate_size,
-        "state_bytes": {
-            str(length): sum(sum(row.values()) for row in trainer.model.state_bytes(length))
-            for length in sorted({512, budget.context})
-            if length <= budget.context
-        },
+        "state_bytes": {str(n): kept(config, n) for n in lengths},
+        "flops": {str(n): flops(config, n) for n in lengths},  # of a forward pass, each token
         "seconds": round(trainer.seconds, 1),
         "device": trainer.device if trainer.device == "cpu" else torch.cuda.get_device_name(),
         "history": trainer.history,

@@ -20,7 +20,7 @@ from evalsuite.lab.budget import Budget, named
 from evalsuite.lab.match import CLOSE
 from evalsuite.lab.probe import solved
 
-GRAPH = "multihop.graph"
+GRAPH, CLOZE = "multihop.graph", "knowledge.cloze"
 SOLVED = 0.9
 CEILING = 0.95  # of full attention, at every hop count that a figure shows
 SPREAD = 0.02  # of knowledge between designs
@@ -53,19 +53,53 @@ class Gate:
     found: str
 
 
-def load(out: Path) -> list[Trained]:
-    """Every finished seed in a folder of the lab, by design and seed. Raises UserError where there is none."""
-    found = []
+def gather(out: Path) -> dict[str, Any]:
+    """All that a folder of the lab found, as JSON holds it: every finished seed with its cells, every rate tried."""
+    trained = []
     for file in sorted(out.glob("*/seed*/result.json")):
-        cells: dict[Cell, list[float]] = {}
+        cells: dict[tuple[str, str], list[float]] = {}
         for row in (row for run in compare.load([file.parent / "answers"]) for row in run.rows):
-            facets = tuple((name, row["facets"][name]) for name in row["cell"])
+            facets = json.dumps({name: row["facets"][name] for name in row["cell"]})
             cells.setdefault((row["task"], facets), []).append(row["score"])
-        scores = {cell: fmean(values) for cell, values in cells.items()}
-        found.append(Trained(json.loads(file.read_text()), scores, {cell: len(v) for cell, v in cells.items()}))
-    if not found:
-        raise UserError(f"{out} holds no finished training; `evalsuite train --budget NAME --out {out}` makes them")
-    return sorted(found, key=lambda each: (each.design, each.seed))
+        result = json.loads(file.read_text())
+        result["history"] = [line for line in result["history"] if "probe" in line]
+        told = [[task, json.loads(facets), fmean(each), len(each)] for (task, facets), each in cells.items()]
+        trained.append({**result, "cells": told})
+    tried = [json.loads(file.read_text()) for file in sorted(out.glob("rates/*/*/result.json"))]
+    return {
+        "budget": json.loads((out / "budget.json").read_text()) if (out / "budget.json").exists() else {},
+        "trained": trained,
+        "rates": [{name: each[name] for name in ("design", "lr", "loss")} for each in tried],
+    }
+
+
+def read(place: Path) -> dict[str, Any]:
+    """A folder of the lab, or the file in which `evalsuite lab --figures` has kept one. Raises UserError."""
+    if not place.is_file():
+        return gather(place)
+    try:
+        found: dict[str, Any] = json.loads(place.read_text())
+        assert found.keys() >= {"trained", "rates"}
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise UserError(
+            f"{place} holds no results of the lab; `evalsuite lab DIR --figures FOLDER` keeps them"
+        ) from error
+    return found
+
+
+def trainings(found: Mapping[str, Any]) -> list[Trained]:
+    """Every finished seed, by design and seed. Raises UserError where there is none."""
+    every = [
+        Trained(
+            each,
+            {(task, tuple(facets.items())): score for task, facets, score, _ in each["cells"]},
+            {(task, tuple(facets.items())): n for task, facets, _, n in each["cells"]},
+        )
+        for each in found["trained"]
+    ]
+    if not every:
+        raise UserError("no training is finished here; `evalsuite train --budget NAME --out DIR` makes them")
+    return sorted(every, key=lambda each: (each.design, each.seed))
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -88,10 +122,21 @@ def hops(trained: Trained, task: str, facts: int) -> dict[int, float]:
     return {hop: score for (length, hop), score in sorted(cells.items()) if length == shortest}
 
 
-def knowledge(trained: Trained) -> float | None:
-    """Mean accuracy of what is known by heart; None where nothing was asked."""
-    values = [score for (task, _), score in trained.scores.items() if task.startswith("knowledge.")]
-    return fmean(values) if values else None
+def score(trained: Trained, task: str, **facets: Any) -> float | None:
+    """Mean accuracy over a task's cells of these facets, walks answered directly unless said; None without any."""
+    facets.setdefault("answer", "direct")
+    cells = [
+        value
+        for (name, found), value in trained.scores.items()
+        if name == task and facets.items() <= {"answer": "direct", **dict(found)}.items()
+    ]
+    return fmean(cells) if cells else None
+
+
+def knowledge(trained: Trained) -> dict[int, float]:
+    """Accuracy of facts known by heart, by the number of facts that there are to know; those asked as a cloze."""
+    cells = {dict(facets).get("load", 0): value for (task, facets), value in trained.scores.items() if task == CLOZE}
+    return {int(load): value for load, value in sorted(cells.items())}
 
 
 def gates(found: Sequence[Trained], budget: Budget, facts: int) -> list[Gate]:
@@ -103,7 +148,6 @@ def gates(found: Sequence[Trained], budget: Budget, facts: int) -> list[Gate]:
     low = [f"{hop} hops {score:.2f}" for hop, score in depth if hop in budget.gate_hops and score < CEILING]
     sizes = [each.result["parameters"] / each.result["size"] - 1 for each in found]
     tokens = {each.result["tokens"] for each in found}
-    known = [value for each in found if (value := knowledge(each)) is not None]
     checks = [
         Gate(
             f"full attention reaches {CEILING} at {', '.join(map(str, budget.gate_hops))} hops over {facts} facts",
@@ -113,32 +157,24 @@ def gates(found: Sequence[Trained], budget: Budget, facts: int) -> list[Gate]:
         Gate("parameters within 1 %", max(map(abs, sizes)) <= CLOSE, f"{min(sizes):+.2%} to {max(sizes):+.2%}"),
         Gate("equal tokens", len(tokens) == 1, " and ".join(f"{n / 1e6:.1f}M" for n in sorted(tokens))),
     ]
-    if known:
-        spread = max(known) - min(known)
-        checks.append(Gate("knowledge within 2 points", spread <= SPREAD, f"{min(known):.3f} to {max(known):.3f}"))
+    for load in knowledge(found[0]):
+        known = [knowledge(each)[load] for each in found]
+        spread, of = max(known) - min(known), f" of {load:,} facts" if load else ""
+        checks.append(Gate(f"knowledge{of} within 2 points", spread <= SPREAD, f"{min(known):.3f} to {max(known):.3f}"))
     return checks
 
 
-def rates(out: Path) -> list[Gate]:
+def rates(tried: Sequence[Mapping[str, Any]]) -> list[Gate]:
     """Whether each design's learning rate is inside the grid that was tried."""
-    tried: dict[str, dict[float, float]] = {}
-    for file in out.glob("rates/*/*/result.json"):
-        result = json.loads(file.read_text())
-        tried.setdefault(result["design"], {})[result["lr"]] = result["loss"]
-    edge = {
-        name: min(losses, key=losses.__getitem__)
-        for name, losses in tried.items()
-        if min(losses, key=losses.__getitem__) in (min(losses), max(losses))
-    }
-    if not tried:
+    losses: dict[str, dict[float, float]] = {}
+    for each in tried:
+        losses.setdefault(each["design"], {})[each["lr"]] = each["loss"]
+    best = {name: min(found, key=found.__getitem__) for name, found in losses.items()}
+    edge = [name for name, lr in best.items() if lr in (min(losses[name]), max(losses[name]))]
+    if not losses:
         return [Gate("learning rate chosen for each design", False, "one rate for all, not swept")]
-    return [
-        Gate(
-            "learning rate inside its grid",
-            not edge,
-            ", ".join(f"{name} at {lr:g}, an edge" for name, lr in edge.items()) or "every design",
-        )
-    ]
+    told = ", ".join(f"{name} at {best[name]:g}, an edge" for name in edge)
+    return [Gate("learning rate inside its grid", not edge, told or "every design")]
 
 
 def tokens_to_solve(trained: Trained, hop: int, facts: int) -> int | None:
@@ -150,16 +186,26 @@ def tokens_to_solve(trained: Trained, hop: int, facts: int) -> int | None:
     return None
 
 
+def designs(trained: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """The seeds of each design; those with most full layers first."""
+    groups: dict[str, list[Trained]] = {}
+    for each in trained:
+        groups.setdefault(each.design, []).append(each)
+
+    def order(name: str) -> tuple[bool, int, int, str]:
+        pattern = groups[name][0].result["pattern"]
+        return set(pattern) != {"F"}, -_count(pattern, "FRPD"), -_count(pattern, "FRP"), name
+
+    return {name: groups[name] for name in sorted(groups, key=order)}
+
+
 def rows(found: Sequence[Trained], facts: int) -> list[dict[str, Any]]:
     """One record a design: cost, knowledge, and for each hop count all seeds, solved rate and difference to full."""
-    designs: dict[str, list[Trained]] = {}
-    for each in found:
-        designs.setdefault(each.design, []).append(each)
     base = {each.seed: each for each in found if set(each.result["pattern"]) == {"F"}}
     table = []
-    for name, seeds in sorted(designs.items(), key=lambda item: -item[1][0].result["pattern"].count("F")):
+    for name, seeds in designs(found).items():
         first = seeds[0].result
-        known = [value for each in seeds if (value := knowledge(each)) is not None]
+        known = {load: [knowledge(each)[load] for each in seeds] for load in knowledge(seeds[0])}
         depth: dict[int, dict[str, Any]] = {}
         for hop in hops(seeds[0], GRAPH, facts):
             values = [hops(each, GRAPH, facts)[hop] for each in seeds]
@@ -193,6 +239,10 @@ def rows(found: Sequence[Trained], facts: int) -> list[dict[str, Any]]:
     return table
 
 
+def _count(pattern: str, letters: str) -> int:
+    return sum(map(pattern.count, letters))
+
+
 def _cell(found: Mapping[str, Any]) -> str:
     values = found["seeds"]
     if len(values) == 1:
@@ -200,12 +250,16 @@ def _cell(found: Mapping[str, Any]) -> str:
     return f"{fmean(values):.2f} ({min(values):.2f}-{max(values):.2f}) {found['solved']}/{len(values)}"
 
 
+def _loaded(load: int) -> str:
+    return f"knowledge, {load // 1024}k facts" if load % 1024 == 0 and load else "knowledge"
+
+
 def markdown(table: Sequence[Mapping[str, Any]], checks: Sequence[Gate], head: str) -> str:
     """The headline table under its line, and above it the gates that fail."""
     depths = sorted({hop for row in table for hop in row["hops"]})
     failed = [f"**{gate.name}: FAILS** ({gate.found})" for gate in checks if not gate.passed]
-    known = any(row["knowledge"] for row in table)
-    columns = ["design", "layers", "full", "parameters", "lr", *(["knowledge"] if known else [])]
+    loads = sorted({load for row in table for load in row["knowledge"]})
+    columns = ["design", "layers", "full", "parameters", "lr", *(_loaded(load) for load in loads)]
     columns += [f"{hop} hop{'s' * (hop > 1)}" for hop in depths]
     lines = [
         head,
@@ -216,29 +270,43 @@ def markdown(table: Sequence[Mapping[str, Any]], checks: Sequence[Gate], head: s
         "|" + "---|" * len(columns),
     ]
     for row in table:
-        count = sum(row["pattern"].count(letter) for letter in "FRP")
-        cells = [row["design"], row["pattern"], str(count), f"{row['parameters']:,}", f"{row['lr']:g}"]
-        if known:
-            cells.append(f"{fmean(row['knowledge']):.3f}" if row["knowledge"] else "")
+        sparse = f" + {_count(row['pattern'], 'D')} sparse" if "D" in row["pattern"] else ""
+        full = f"{_count(row['pattern'], 'FRP')}{sparse}"
+        cells = [row["design"], row["pattern"], full, f"{row['parameters']:,}", f"{row['lr']:g}"]
+        cells += [f"{fmean(row['knowledge'][load]):.3f}" if load in row["knowledge"] else "" for load in loads]
         cells += [_cell(row["hops"][hop]) if hop in row["hops"] else "" for hop in depths]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {gate.name}: {'yes' if gate.passed else 'NO'}, {gate.found}" for gate in checks)]
     return "\n".join(lines)
 
 
-def report(out: Path, *, as_json: bool = False) -> str:
-    """The table of a folder, in Markdown or JSON."""
-    found = load(out)
-    budget = named(str(found[0].result["budget"]))
-    loads = {dict(f).get("facts") for (task, f), _ in found[0].scores.items() if task == GRAPH}
-    facts = max((n for n in loads if isinstance(n, int)), default=0)
-    table, checks = rows(found, facts), [*gates(found, budget, facts), *rates(out)]
+def most(trained: Sequence[Trained]) -> int:
+    """The largest number of facts that `graph` was asked with at the length where it was asked with most hops."""
+    asked: dict[int, set[int]] = {}
+    for task, facets in trained[0].scores:
+        cell = dict(facets)
+        if task == GRAPH and cell.get("answer", "direct") == "direct" and isinstance(cell.get("facts"), int):
+            asked.setdefault(cell["facts"], set()).add(cell["hops"])
+    return max(asked, key=lambda facts: (len(asked[facts]), facts), default=0)
+
+
+def judged(found: Mapping[str, Any]) -> tuple[list[Trained], Budget, int, list[Gate]]:
+    """Trainings, their budget, the load of the headline table, and all gates."""
+    trained = trainings(found)
+    budget, facts = named(str(trained[0].result["budget"])), most(trained)
+    return trained, budget, facts, [*gates(trained, budget, facts), *rates(found["rates"])]
+
+
+def report(place: Path, *, as_json: bool = False) -> str:
+    """The table of a folder, or of the file that was made of one, in Markdown or JSON."""
+    trained, budget, facts, checks = judged(read(place))
+    table = rows(trained, facts)
     if as_json:
         plain = [{"name": gate.name, "passed": gate.passed, "found": gate.found} for gate in checks]
         return json.dumps({"budget": budget.name, "facts": facts, "gates": plain, "designs": table}, indent=1)
-    n = {n for each in found for (task, f), n in each.asked.items() if (task, dict(f).get("facts")) == (GRAPH, facts)}
+    n = {n for each in trained for (task, f), n in each.asked.items() if (task, dict(f).get("facts")) == (GRAPH, facts)}
     head = (
-        f"multihop.graph, {facts} facts, budget {budget.name}, n = {'/'.join(map(str, sorted(n)))} a cell and seed: "
+        f"multihop.graph, {facts} facts, budget {budget.name}, n = {max(n)} a cell and seed: "
         f"mean (lowest-highest) of the seeds, how many reach {SOLVED}"
     )
     return markdown(table, checks, head)

@@ -67,7 +67,7 @@ def test_probes_and_answers_come_with_a_result(swept: Path) -> None:
     assert each["history"][-1]["probe"].keys() == {
         f"multihop.graph (answer=direct, facts=12, hops={hops}, length=96, order=shuffled)" for hops in (1, 2)
     }
-    (one, two, _) = report.load(swept)
+    (one, two, _) = report.trainings(report.read(swept))
     assert {dict(facets)["hops"] for _, facets in one.scores} == {1, 2}
     assert set(one.asked.values()) == {8}
     assert one.design == "CF"
@@ -196,15 +196,12 @@ def test_each_gate_fails_on_what_it_is_for(found: list[Trained], failed: set[str
     assert {gate.name for gate in gates(found, MICRO, 12) if not gate.passed} == failed
 
 
-def test_a_rate_at_the_edge_fails_its_gate(tmp_path: Path) -> None:
-    assert not rates(tmp_path)[0].passed  # nothing was tried
-    for lr, loss in ((1e-3, 3.0), (2e-3, 1.0), (4e-3, 2.0)):
-        folder = tmp_path / "rates" / "FF" / f"{lr:g}"
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({"design": "FF", "lr": lr, "loss": loss}))
-    assert rates(tmp_path)[0].passed
-    (folder / "result.json").write_text(json.dumps({"design": "FF", "lr": 4e-3, "loss": 0.5}))
-    assert rates(tmp_path)[0].found == "FF at 0.004, an edge"
+def test_a_rate_at_the_edge_fails_its_gate() -> None:
+    assert not rates([])[0].passed  # nothing was tried
+    tried = [{"design": "FF", "lr": lr, "loss": loss} for lr, loss in ((1e-3, 3.0), (2e-3, 1.0), (4e-3, 2.0))]
+    assert rates(tried)[0].passed
+    tried[-1]["loss"] = 0.5
+    assert rates(tried)[0].found == "FF at 0.004, an edge"
 
 
 def test_an_interval_over_seeds_is_students() -> None:
