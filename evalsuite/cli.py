@@ -89,6 +89,9 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     ] = "",
     seeds: Annotated[int, typer.Option(help="Seeds of each design. Default: the budget's, or 3.")] = 0,
     each: Annotated[int, typer.Option(help="Trainings at a time on each GPU.")] = 1,
+    shuffled: Annotated[
+        bool, typer.Option("--shuffled", help="For --budget: a blind test, labels shuffled; no task may be learned.")
+    ] = False,
     out: Annotated[str, typer.Option(help="Folder of the token streams and the checkpoints.")] = "checkpoints",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
     tokens: Annotated[int, typer.Option(help="Tokens in each step.")] = 4096,
@@ -115,9 +118,10 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     options |= {"compiled": compiled, "mimetic": mimetic}
     if budget:
         models = verbs.with_mixer(model or [], mixer)
-        verbs.equal(budget, models, out, seeds=seeds, each=each, device=device, decided=options, as_json=json)
-    elif mixer or seeds or each != 1 or json:
-        raise UserError("--mixer, --seeds, --each and --json are for --budget; name one, or leave them out")
+        where = device, each
+        verbs.equal(budget, models, out, seeds=seeds, places=where, shuffled=shuffled, decided=options, as_json=json)
+    elif mixer or seeds or each != 1 or json or shuffled:
+        raise UserError("--mixer, --seeds, --each, --shuffled and --json are for --budget; name one, or leave them out")
     else:
         verbs.train(model or [], out, **options, device=device)
 

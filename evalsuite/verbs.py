@@ -106,12 +106,13 @@ def equal(
     out: str,
     *,
     seeds: int,
-    each: int,
-    device: str,
+    places: tuple[str, int],
+    shuffled: bool,
     decided: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Train designs at an equal budget and print their table; `decided` are options that a budget leaves no choice."""
+    """Train designs at an equal budget and print their table; `decided` are options that a budget leaves no choice,
+    `places` a device and the trainings at a time on each GPU."""
     from evalsuite.lab import budget as budgets
     from evalsuite.lab import equal as lab
     from evalsuite.lab import report
@@ -122,9 +123,10 @@ def equal(
         if value != getattr(free, name):
             raise UserError(f"--budget {budget} decides {name.replace('_per_step', '')}; leave one of the two out")
     chosen = budgets.named(budget)
+    chosen = chosen.blind() if shuffled else chosen
     names = split_models(models) if models else list(chosen.designs)
     designs = {name: seeds or chosen.designs.get(name, 3) for name in names}
-    machine = lab.Machine.found(device, each)
+    machine = lab.Machine.found(*places)
     lab.run(chosen, designs, Path(out), machine, lambda line: print(line, file=sys.stderr, flush=True))
     sys.stdout.write(report.report(Path(out), as_json=as_json) + "\n")
 

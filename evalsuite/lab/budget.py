@@ -1,7 +1,7 @@
 """The budgets of the equal-budget lab: what every design gets, how much of it, and what it is asked."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from evalsuite.errors import UserError, unknown
@@ -45,6 +45,11 @@ class Budget:
         6,
     )  # hop counts that full attention must solve for a figure to say anything
     share: float = 1 / 3  # of the steps, for every learning rate tried
+    shuffled: bool = False  # a blind test: labels that answer nothing, from which no task may be learned
+
+    def blind(self) -> "Budget":
+        """The same budget with shuffled labels; at its middle learning rate, for there is nothing to choose by."""
+        return replace(self, shuffled=True, rates=(self.rates[len(self.rates) // 2],))
 
     def config(self, name: str) -> EvalsuiteConfig:
         """The configuration of a preset or pattern, of as many parameters as full attention has at this depth.
@@ -72,6 +77,7 @@ class Budget:
             steps=steps,
             tokens_per_step=self.tokens,
             seed=seed,
+            shuffled=self.shuffled,
         )
 
     def recipe(self, lr: float, seed: int) -> Recipe:

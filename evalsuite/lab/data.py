@@ -33,6 +33,7 @@ class Stream:
     steps: int = 1000
     tokens_per_step: int = 16384
     seed: int = 0
+    shuffled: bool = False  # labels change places within a step: whatever is learned from them is no answer
 
     def length(self, step: int) -> int:
         """Row length of a step; tokens per step stay the same."""
@@ -89,7 +90,13 @@ def step_tokens(stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and labels `[tokens_per_step]` of one step."""
     length = stream.length(step)
     rows = [row(stream, step, i, length) for i in range(stream.tokens_per_step // length)]
-    return np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
+    ids, labels = (np.concatenate(part) for part in zip(*rows, strict=True))
+    if stream.shuffled:
+        asked = np.flatnonzero(labels != IGNORE)
+        order = list(range(len(asked)))
+        generator("stream-shuffled", stream.seed, step).shuffle(order)
+        labels[asked] = labels[asked[order]]
+    return ids, labels
 
 
 def _fill(stream: Stream, folder: Path, steps: Sequence[int]) -> None:

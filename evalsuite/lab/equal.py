@@ -238,6 +238,7 @@ def _result(budget: Budget, job: Job, trainer: Trainer, stream: Stream) -> dict[
         "seed": job.seed,
         "lr": job.lr,
         "sweep": job.sweep,
+        "shuffled": budget.shuffled,
         "weights": state_hash(trainer.model),  # before they are rounded to bf16
         "loss": fmean(lines or [trainer.history[-1]["loss"]]),
         "tokens": stream.steps * stream.tokens_per_step,

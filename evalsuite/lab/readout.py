@@ -53,13 +53,14 @@ def views(trained: Sequence[Trained]) -> Iterator[View]:
         "`multihop.graph answer=cot`, 64 facts: every node is written before the next is asked",
         cells(GRAPH, "hops", (2, 4, 6), hops_of, facts=64, answer="cot"),
     )
-    yield View(
-        "Tokens to solve",
-        f"training tokens after which a probe of `multihop.graph` with 64 facts reached {SOLVED} and stayed; "
-        "where all seeds did, their mean, else how many did",
-        {hops_of(hop): _solver(hop) for hop in DEPTHS},
-        "tokens",
-    )
+    if any("facts=64," in cell for line in trained[0].result["history"] for cell in line.get("probe", {})):
+        yield View(
+            "Tokens to solve",
+            f"training tokens after which a probe of `multihop.graph` with 64 facts reached {SOLVED} and stayed; "
+            "where all seeds did, their mean, else how many did",
+            {hops_of(hop): _solver(hop) for hop in DEPTHS},
+            "tokens",
+        )
     for hop in (1, 2):
         about = f"`multihop.graph`, 64 facts, {hops_of(hop)}; trained on texts of 2,048 tokens at most"
         columns = cells(GRAPH, "length", (512, 2048, 4096, 8192, 16384), "{:,} tokens".format, facts=64, hops=hop)
@@ -91,7 +92,7 @@ def table(view: View, trained: Sequence[Trained]) -> dict[str, dict[str, list[fl
     for name, seeds in designs(trained).items():
         row = {column: [value(each) for each in seeds] for column, value in view.columns.items()}
         known = {column: [v for v in values if v is not None] for column, values in row.items()}
-        if any(known.values()):
+        if any(known.values()) or view.form == "tokens":
             found[name] = known
     return found
 
@@ -99,14 +100,15 @@ def table(view: View, trained: Sequence[Trained]) -> dict[str, dict[str, list[fl
 def markdown(view: View, trained: Sequence[Trained]) -> str:
     """A table under its title; "" where nothing of it was asked."""
     rows, seeds = table(view, trained), {name: len(each) for name, each in designs(trained).items()}
-    shown = [column for column in view.columns if any(row[column] for row in rows.values())]
+    told = view.form == "tokens"  # what nobody solved is told, not left out
+    shown = [column for column in view.columns if told or any(row[column] for row in rows.values())]
     if not shown:
         return ""
     lines = [f"### {view.title}", "", view.about[0].upper() + view.about[1:] + ".", ""]
     lines += [f"| design | seeds | {' | '.join(shown)} |", "|---|--:|" + "--:|" * len(shown)]
     for name, row in rows.items():
-        told = [_cell(row[column], view.form, seeds[name]) for column in shown]
-        lines.append(f"| {name} | {seeds[name]} | {' | '.join(told)} |")
+        texts = [_cell(row[column], view.form, seeds[name]) for column in shown]
+        lines.append(f"| {name} | {seeds[name]} | {' | '.join(texts)} |")
     return "\n".join([*lines, ""])
 
 

@@ -34,6 +34,7 @@ class Trained:
     result: Mapping[str, Any]
     scores: Mapping[Cell, float]
     asked: Mapping[Cell, int] = field(default_factory=dict)  # questions of each
+    chance: Mapping[Cell, float] = field(default_factory=dict)
 
     @property
     def design(self) -> str:
@@ -57,13 +58,15 @@ def gather(out: Path) -> dict[str, Any]:
     """All that a folder of the lab found, as JSON holds it: every finished seed with its cells, every rate tried."""
     trained = []
     for file in sorted(out.glob("*/seed*/result.json")):
-        cells: dict[tuple[str, str], list[float]] = {}
+        cells: dict[tuple[str, str, float], list[float]] = {}
         for row in (row for run in compare.load([file.parent / "answers"]) for row in run.rows):
             facets = json.dumps({name: row["facets"][name] for name in row["cell"]})
-            cells.setdefault((row["task"], facets), []).append(row["score"])
+            cells.setdefault((row["task"], facets, row["chance"]), []).append(row["score"])
         result = json.loads(file.read_text())
         result["history"] = [line for line in result["history"] if "probe" in line]
-        told = [[task, json.loads(facets), fmean(each), len(each)] for (task, facets), each in cells.items()]
+        told = [
+            [task, json.loads(facets), fmean(all_), len(all_), luck] for (task, facets, luck), all_ in cells.items()
+        ]
         trained.append({**result, "cells": told})
     tried = [json.loads(file.read_text()) for file in sorted(out.glob("rates/*/*/result.json"))]
     return {
@@ -92,8 +95,9 @@ def trainings(found: Mapping[str, Any]) -> list[Trained]:
     every = [
         Trained(
             each,
-            {(task, tuple(facets.items())): score for task, facets, score, _ in each["cells"]},
-            {(task, tuple(facets.items())): n for task, facets, _, n in each["cells"]},
+            {(task, tuple(facets.items())): score for task, facets, score, _, _ in each["cells"]},
+            {(task, tuple(facets.items())): n for task, facets, _, n, _ in each["cells"]},
+            {(task, tuple(facets.items())): chance for task, facets, _, _, chance in each["cells"]},
         )
         for each in found["trained"]
     ]
@@ -280,6 +284,26 @@ def markdown(table: Sequence[Mapping[str, Any]], checks: Sequence[Gate], head: s
     return "\n".join(lines)
 
 
+def blind(trained: Sequence[Trained]) -> str:
+    """What models know that learned from shuffled labels, by task: it must be no more than chance.
+
+    A task is above it where the lower bound of its 95 % interval is, corrected for the number of tasks (Bonferroni).
+    """
+    tasks = sorted({task for each in trained for task, _ in each.scores})
+    lines = ["Trained on shuffled labels: no task may be above chance.", "", "| task | n | chance | accuracy | above |"]
+    lines.append("|---|--:|--:|--:|---|")
+    for task in tasks:
+        cells = [(each, cell) for each in trained for cell in each.scores if cell[0] == task]
+        n = sum(each.asked[cell] for each, cell in cells)
+        right = sum(each.asked[cell] * each.scores[cell] for each, cell in cells)
+        chance = sum(each.asked[cell] * each.chance[cell] for each, cell in cells) / n
+        low, high = stats.wilson(right, n, 1 - 0.05 / len(tasks))
+        lines.append(
+            f"| {task} | {n} | {chance:.3f} | {right / n:.3f} [{low:.3f}, {high:.3f}] | {'ABOVE' * (low > chance)} |"
+        )
+    return "\n".join(lines)
+
+
 def most(trained: Sequence[Trained]) -> int:
     """The largest number of facts that `graph` was asked with at the length where it was asked with most hops."""
     asked: dict[int, set[int]] = {}
@@ -300,6 +324,8 @@ def judged(found: Mapping[str, Any]) -> tuple[list[Trained], Budget, int, list[G
 def report(place: Path, *, as_json: bool = False) -> str:
     """The table of a folder, or of the file that was made of one, in Markdown or JSON."""
     trained, budget, facts, checks = judged(read(place))
+    if any(each.result["shuffled"] for each in trained):
+        return blind(trained)
     table = rows(trained, facts)
     if as_json:
         plain = [{"name": gate.name, "passed": gate.passed, "found": gate.found} for gate in checks]
