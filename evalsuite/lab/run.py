@@ -160,6 +160,7 @@ def provenance(stream: Stream, recipe: Recipe, trainer: Trainer) -> dict[str, An
         "torch": torch.__version__,
         "versions": record.versions(next(trainer.model.parameters())),
         "ran": record.told(trainer.ran),
+        "compiled": trainer.compiled,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "recipe": asdict(recipe),
         "stream": asdict(stream),

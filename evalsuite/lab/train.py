@@ -94,6 +94,28 @@ def compile_layers(model: EvalsuiteForCausalLM) -> None:
         layer.compile(dynamic=False)
 
 
+@contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """On a GPU, torch's kernels whose bits are the same every time; one that has no such kernel raises RuntimeError.
+
+    Without it the gradient of torch's softmax attention is summed in any order.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks of cuBLAS then
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # a write more for every tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
+
+
 class Trainer:
     """One run. Interrupted, it goes on from its last checkpoint and ends in the same weights."""
 
@@ -217,7 +239,7 @@ class Trainer:
     def update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         """One step on ids and labels `[rows, length]` at this share of the learning rate: its losses [2], of the labels
         and the model's own (experts' balance, indexers' divergence), and its accuracy."""
-        with record.listening(self.ran):
+        with record.listening(self.ran), repeatable(self.device):
             return self._update(ids, labels, rate)
 
     def _update(self, ids: np.ndarray, labels: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from evalsuite.errors import UserError
 from evalsuite.lab.data import IGNORE, Stream, build
 from evalsuite.lab.run import Plan, config_of, locked, train
-from evalsuite.lab.train import Recipe, Trainer, publish
+from evalsuite.lab.train import Recipe, Trainer, publish, repeatable
 from evalsuite.models import load
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.modeling import Block, EvalsuiteForCausalLM
@@ -275,3 +275,14 @@ def test_a_command_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def quiet_line(_: str) -> None:
     pass
+
+
+def test_torch_is_as_it_was_after_a_repeatable_step() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(KilledError), repeatable("cuda"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        raise KilledError
+    assert torch.are_deterministic_algorithms_enabled() == before
+    with repeatable("cpu"):
+        assert torch.are_deterministic_algorithms_enabled() == before
