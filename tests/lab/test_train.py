@@ -278,11 +278,14 @@ def quiet_line(_: str) -> None:
 
 
 def test_torch_is_as_it_was_after_a_repeatable_step() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(KilledError), repeatable("cuda"):
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.is_deterministic_algorithms_warn_only_enabled()
-        raise KilledError
-    assert torch.are_deterministic_algorithms_enabled() == before
+    def dying() -> None:
+        with repeatable("cuda"):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        dying()
+    assert not torch.are_deterministic_algorithms_enabled()
     with repeatable("cpu"):
-        assert torch.are_deterministic_algorithms_enabled() == before
+        assert not torch.are_deterministic_algorithms_enabled()
