@@ -1,4 +1,4 @@
-"""How fast each design of a budget writes behind a long text: `python -m evalsuite.lab.decode --device cuda --out FILE`.
+"""How fast each design writes behind a long text: `python -m evalsuite.lab.decode --device cuda --out FILE`.
 
 Weights are random: speed does not depend on them. The models run as everywhere here, without a recorded graph, so a
 step of a small batch waits for Python, and the batch must be large for what is kept to count.
