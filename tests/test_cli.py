@@ -69,7 +69,10 @@ def test_help_names_every_verb() -> None:
         (("run", "--tasks", "multihop"), "Missing option '--model'"),
         (("run", "--limit", "few"), "Invalid value for '--limit'"),
         (("gat",), "No such command 'gat'"),
-        (("train", "--model", "full", "--mixer", "a:B"), "--mixer, --seeds, --each and --json are for --budget"),
+        (
+            ("train", "--model", "full", "--mixer", "a:B"),
+            "--mixer, --seeds, --each, --shuffled and --json are for --budget",
+        ),
         (("train", "--budget", "tini"), "did you mean 'tiny'?"),
         (("train", "--budget", "tiny", "--lr", "0.1"), "--budget tiny decides lr"),
         (("train", "--budget", "tiny", "--model", "FF", "--mixer", "a:B"), "--mixer is for layers X"),

@@ -262,10 +262,12 @@ def _enter(slots: Any, count: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _DEVICE[0] = slots.get()
+    share = max(1, (os.cpu_count() or 1) // count)
     if _DEVICE[0] == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+        torch.set_num_threads(share)
     else:
         torch.cuda.set_device(_DEVICE[0])
+        torch._inductor.config.compile_threads = share  # all begin by compiling, at once
 
 
 def _note(folder: Path, label: str, steps: int, line: Mapping[str, Any]) -> None:

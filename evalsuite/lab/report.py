@@ -78,20 +78,18 @@ def gather(out: Path) -> dict[str, Any]:
 
 def read(place: Path) -> dict[str, Any]:
     """A folder of the lab, or the file in which `evalsuite lab --figures` has kept one. Raises UserError."""
-    if not place.is_file():
-        return gather(place)
     try:
-        found: dict[str, Any] = json.loads(place.read_text())
+        found: dict[str, Any] = json.loads(place.read_text()) if place.is_file() else gather(place)
         assert found.keys() >= {"trained", "rates"}
     except (ValueError, AssertionError, AttributeError) as error:
-        raise UserError(
-            f"{place} holds no results of the lab; `evalsuite lab DIR --figures FOLDER` keeps them"
-        ) from error
+        raise UserError(f"{place} holds no results; `evalsuite lab DIR --figures FOLDER` keeps them") from error
+    if not found["trained"]:
+        raise UserError(f"{place} holds no finished training; `evalsuite train --budget NAME --out {place}` makes them")
     return found
 
 
 def trainings(found: Mapping[str, Any]) -> list[Trained]:
-    """Every finished seed, by design and seed. Raises UserError where there is none."""
+    """Every finished seed, by design and seed."""
     every = [
         Trained(
             each,
@@ -101,8 +99,6 @@ def trainings(found: Mapping[str, Any]) -> list[Trained]:
         )
         for each in found["trained"]
     ]
-    if not every:
-        raise UserError("no training is finished here; `evalsuite train --budget NAME --out DIR` makes them")
     return sorted(every, key=lambda each: (each.design, each.seed))
 
 

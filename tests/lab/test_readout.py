@@ -136,13 +136,11 @@ def test_the_kept_file_says_what_the_folder_said(tmp_path: Path, capsys: pytest.
     assert "8 |" in first
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"trained": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"trained": []}', '{"trained": [], "rates": []}'])
 def test_another_file_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match="holds no results"):
+    with pytest.raises(UserError, match=r"holds no (results|finished training)"):
         report.read(tmp_path / "x.json")
-    with pytest.raises(UserError, match="no training is finished"):
-        report.trainings({"trained": [], "rates": []})
 
 
 def test_a_blind_model_above_chance_is_named() -> None:

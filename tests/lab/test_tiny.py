@@ -1,6 +1,6 @@
 """The lab's claim at its smallest budget, for anyone to run: as many hops are solved as there are full layers.
 
-Seven minutes on two cores; the same as `evalsuite train --budget tiny --device cpu`.
+Some minutes on two cores; the same as `evalsuite train --budget tiny --device cpu`.
 """
 
 import json
