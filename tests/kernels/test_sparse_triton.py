@@ -120,13 +120,15 @@ def test_half_precision(dtype, D):
 def test_mixed_dtypes_are_computed_in_fp32():
     q, k, v = make(5)
     q = q.detach().half().requires_grad_()
-    o, _ = agree(sparse_attention, q, k, v, drawn(5, 4), relative=1e-3)
-    assert o.dtype == torch.float16
+    for lists in (drawn(5, 4, 2), drawn(5, 4)):  # followed key by key, and as a mask
+        o, _ = agree(sparse_attention, q, k, v, lists, relative=1e-3)
+        assert o.dtype == torch.float16
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.7])
 def test_scales(scale):
-    agree(sparse_attention, *make(6), drawn(6, 4), scale=scale)
+    for lists in (drawn(6, 4, 2), drawn(6, 4)):
+        agree(sparse_attention, *make(6), lists, scale=scale)
     agree(block_attention, *make(6), torch.zeros(1, 6, 1, dtype=torch.int32, device=DEVICE), 16, scale=scale)
 
 

@@ -2,7 +2,8 @@
 
 A query's bits depend on its own list and keys alone: tiles follow the list. Sums have one order; a key's gradient is
 summed over its readers in ascending order, without atomics. Few queries over more keys read their lists in parts that
-are merged: they agree with many up to rounding.
+are merged: they agree with many up to rounding. So does training on short sequences, which `masked_run` computes under
+a mask.
 """
 
 import math
@@ -19,6 +20,7 @@ from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sparse.backward import backward_blocks, backward_queries, backward_rows, readers
 from evalsuite_kernels.sparse.forward import forward
 from evalsuite_kernels.sparse.indexer import sparse_index
+from evalsuite_kernels.sparse.masked_run import attend_masked, fits
 from evalsuite_kernels.sparse.places import Places, dtype_of, names, places
 
 LOG2E = math.log2(math.e)
@@ -235,7 +237,13 @@ def index(q: Tensor, k: Tensor, weights: Tensor, topk: int, scale: float, where:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, scale: float, where: Places | None) -> Tensor:
-    """Shapes as in `sparse_attention`, lists [B, T, G, N]; q, k and v of one dtype, as in `index`."""
+    """Shapes as in `sparse_attention`, lists [B, T, G, N]; q, k and v of one dtype, as in `index`. Lists become a mask
+    where that is sooner done, as `masked_run.fits` says."""
+    return (attend_masked if fits(q, k, v, lists) else attend_gathered)(q, k, v, lists, scale, where)
+
+
+def attend_gathered(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, scale: float, where: Places | None) -> Tensor:
+    """The same, list by list, whatever `fits` says."""
     return sparse_forward(q, k, v, lists.contiguous(), *names(where), 0, scale)[0]
 
 
