@@ -118,8 +118,8 @@ def train(  # noqa: PLR0913 - each option is one parameter of a verb
     options |= {"compiled": compiled, "mimetic": mimetic}
     if budget:
         models = verbs.with_mixer(model or [], mixer)
-        where = device, each
-        verbs.equal(budget, models, out, seeds=seeds, places=where, shuffled=shuffled, decided=options, as_json=json)
+        place = device, each
+        verbs.equal(budget, models, out, seeds=seeds, device=place, shuffled=shuffled, decided=options, as_json=json)
     elif mixer or seeds or each != 1 or json or shuffled:
         raise UserError("--mixer, --seeds, --each, --shuffled and --json are for --budget; name one, or leave them out")
     else:

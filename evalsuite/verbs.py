@@ -106,13 +106,13 @@ def equal(
     out: str,
     *,
     seeds: int,
-    places: tuple[str, int],
+    device: tuple[str, int],
     shuffled: bool,
     decided: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     """Train designs at an equal budget and print their table; `decided` are options that a budget leaves no choice,
-    `places` a device and the trainings at a time on each GPU."""
+    `device` its name and how many trainings run on each GPU at a time."""
     from evalsuite.lab import budget as budgets
     from evalsuite.lab import equal as lab
     from evalsuite.lab import report
@@ -126,7 +126,7 @@ def equal(
     chosen = chosen.blind() if shuffled else chosen
     names = split_models(models) if models else list(chosen.designs)
     designs = {name: seeds or chosen.designs.get(name, 3) for name in names}
-    machine = lab.Machine.found(*places)
+    machine = lab.Machine.found(*device)
     lab.run(chosen, designs, Path(out), machine, lambda line: print(line, file=sys.stderr, flush=True))
     sys.stdout.write(report.report(Path(out), as_json=as_json) + "\n")
 

@@ -36,14 +36,7 @@ class Budget:
     questions: tuple[Questions, ...]  # asked of the finished model
     bf16: bool = True
     warmup: int = 150
-    gate_hops: tuple[int, ...] = (
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    )  # hop counts that full attention must solve for a figure to say anything
+    gate_hops: tuple[int, ...] = tuple(range(1, 7))  # full attention must solve them for a figure to say anything
     share: float = 1 / 3  # of the steps, for every learning rate tried
     shuffled: bool = False  # a blind test: labels that answer nothing, from which no task may be learned
 

@@ -43,13 +43,18 @@ def draw(trained: Sequence[Trained], checks: Sequence[Gate], folder: Path) -> It
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise UserError(EXTRA) from error
-    failed = [f"GATE FAILS: {gate.name} ({gate.found})" for gate in checks if not gate.passed]
+    failed = named(checks)
     for name, figure in FIGURES.items():
         chart = figure(trained, failed)
         if chart is not None:
             file = folder / f"{name}.png"
             chart.save(file, scale_factor=SCALE)
             yield file
+
+
+def named(checks: Sequence[Gate]) -> list[str]:
+    """A line of the title for each gate that fails."""
+    return [f"GATE FAILS: {gate.name} ({gate.found})" for gate in checks if not gate.passed]
 
 
 def _title(text: str, below: str, failed: Sequence[str]) -> Any:

@@ -280,28 +280,36 @@ def markdown(table: Sequence[Mapping[str, Any]], checks: Sequence[Gate], head: s
     return "\n".join(lines)
 
 
-def blind(trained: Sequence[Trained]) -> str:
+def blind(trained: Sequence[Trained], *, as_json: bool = False) -> str:
     """What models know that learned from shuffled labels, by task: it must be no more than chance.
 
     A task is above it where the lower bound of its 95 % interval is, corrected for the number of tasks (Bonferroni).
     """
     tasks = sorted({task for each in trained for task, _ in each.scores})
-    lines = ["Trained on shuffled labels: no task may be above chance.", "", "| task | n | chance | accuracy | above |"]
-    lines.append("|---|--:|--:|--:|---|")
+    found: list[dict[str, Any]] = []
     for task in tasks:
         cells = [(each, cell) for each in trained for cell in each.scores if cell[0] == task]
         n = sum(each.asked[cell] for each, cell in cells)
         right = sum(each.asked[cell] * each.scores[cell] for each, cell in cells)
         chance = sum(each.asked[cell] * each.chance[cell] for each, cell in cells) / n
         low, high = stats.wilson(right, n, 1 - 0.05 / len(tasks))
-        lines.append(
-            f"| {task} | {n} | {chance:.3f} | {right / n:.3f} [{low:.3f}, {high:.3f}] | {'ABOVE' * (low > chance)} |"
+        row: dict[str, Any] = {"task": task, "n": n, "chance": chance, "accuracy": right / n, "low": low, "high": high}
+        found.append({**row, "above": low > chance})
+    if as_json:
+        return json.dumps({"shuffled": True, "tasks": found}, indent=1)
+    lines = ["Trained on shuffled labels: no task may be above chance.", "", "| task | n | chance | accuracy | above |"]
+    lines += ["|---|--:|--:|--:|---|"]
+    lines += [
+        "| {task} | {n} | {chance:.3f} | {accuracy:.3f} [{low:.3f}, {high:.3f}] | {mark} |".format(
+            **row, mark="ABOVE" * row["above"]
         )
+        for row in found
+    ]
     return "\n".join(lines)
 
 
 def most(trained: Sequence[Trained]) -> int:
-    """The largest number of facts that `graph` was asked with at the length where it was asked with most hops."""
+    """The number of facts over which `graph` was asked with most numbers of hops; of equals, the largest."""
     asked: dict[int, set[int]] = {}
     for task, facets in trained[0].scores:
         cell = dict(facets)
@@ -321,7 +329,7 @@ def report(place: Path, *, as_json: bool = False) -> str:
     """The table of a folder, or of the file that was made of one, in Markdown or JSON."""
     trained, budget, facts, checks = judged(read(place))
     if any(each.result["shuffled"] for each in trained):
-        return blind(trained)
+        return blind(trained, as_json=as_json)
     table = rows(trained, facts)
     if as_json:
         plain = [{"name": gate.name, "passed": gate.passed, "found": gate.found} for gate in checks]
