@@ -1,8 +1,7 @@
 """The generation cache: keys and values of attention layers, recurrent states, and the tails of the convolutions."""
 
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TypedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +13,71 @@ from transformers import Cache
 class Layout:
     """Where the tokens of one forward pass stand.
 
-    Tokens are `[B, T]`, or packed: B = 1 with `cu_seqlens [N+1]` bounding N sequences. `positions` has their shape.
+    Tokens are `[B, T]`, or packed: B = 1 with `cu_seqlens [N+1]` bounding N sequences, on the host, so that no layer
+    waits for a GPU to know them. `positions` has the tokens' shape.
     """
 
     positions: Tensor
     cu_seqlens: Tensor | None = None
     cache: "HybridCache | None" = None
+    places: "dict[int | None, Places]" = field(default_factory=dict)  # of packed tokens in a cache of that window
 
     @property
     def step(self) -> bool:
         """One new token for each sequence of a cache."""
         return self.cache is not None and self.cu_seqlens is None
+
+
+class Places(NamedTuple):
+    """Where packed new tokens go in a cache, and where what they read stands, as indices on the cache's device."""
+
+    longest: int  # tokens of a sequence, the new ones included
+    rows: Tensor  # [new tokens that are kept]: which sequence
+    slots: Tensor  # where in it
+    kept: Tensor | None  # which of the new tokens; None: all
+    past_rows: Tensor  # [tokens of before that are read]
+    past_slots: Tensor
+    order: Tensor | None  # [tokens that are read], of the past ones and the new ones after them; None: as they stand
+    cu_seqlens: Tensor  # [N + 1] of the tokens that are read, on the host
+
+
+def places_of(cu_seqlens: Tensor, before: Tensor, window: int | None, device: torch.device) -> Places:
+    """`before [N]` tokens stand in the cache already, a ring of `window` tokens or, with None, as many as there are.
+
+    A sequence without new tokens reads nothing.
+    """
+    new = cu_seqlens.diff()
+    held = torch.where(new > 0, before if window is None else before.clamp(max=window - 1), 0)
+    sequence, offset = _counted(new)
+    old, back = _counted(held)
+    ends = (held + new).cumsum(0)
+    start = ends - held - new
+    order = torch.empty(int(ends[-1]), dtype=torch.long)
+    order[start[old] + back] = torch.arange(len(old))
+    order[start[sequence] + held[sequence] + offset] = torch.arange(len(old), len(order))
+    slots, past = before[sequence] + offset, before[old] - held[old] + back
+    kept = None
+    if window is not None:
+        slots, past = slots % window, past % window
+        if int(new.max()) > window:
+            kept = (offset >= new[sequence] - window).nonzero().flatten()
+            sequence, slots = sequence[kept], slots[kept]
+    return Places(
+        longest=int((before + new).max()),
+        rows=sequence.to(device),
+        slots=slots.to(device),
+        kept=None if kept is None else kept.to(device),
+        past_rows=old.to(device),
+        past_slots=past.to(device),
+        order=order.to(device) if (order.diff() != 1).any() else None,
+        cu_seqlens=F.pad(ends, (1, 0)),
+    )
+
+
+def _counted(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """For sequences of `lengths [N]` tokens, side by side: each token's sequence, and its number in it."""
+    which = torch.arange(len(lengths)).repeat_interleave(lengths)
+    return which, torch.arange(len(which)) - (lengths.cumsum(0) - lengths)[which]
 
 
 class Bounds(TypedDict):
@@ -72,11 +125,10 @@ class KVLayer:
         """Append the new tokens; return all that their queries may read."""
         assert layout.cache is not None
         fresh = (k, v) if index is None else (k, v, index)
-        old = layout.cache.lengths
         if layout.cu_seqlens is None:
-            read, lengths = self._extend_step(fresh, old)
+            read, lengths = self._extend_step(fresh, layout.cache.lengths)
             return Keys(read[0], read[1], lengths=lengths, index=read[2] if index is not None else None)
-        read, cu_seqlens = self._extend_packed(fresh, layout.cu_seqlens, old)
+        read, cu_seqlens = self._extend_packed(fresh, layout)
         return Keys(read[0], read[1], cu_seqlens=cu_seqlens, index=read[2] if index is not None else None)
 
     def _extend_step(self, fresh: tuple[Tensor, ...], old: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -91,30 +143,22 @@ class KVLayer:
         valid = (old + 1).clamp(max=self.window) if self.window else old + 1
         return [x[:, :read] for x in kept], valid
 
-    def _extend_packed(self, fresh: tuple[Tensor, ...], cu_seqlens: Tensor, old: Tensor) -> tuple[list[Tensor], Tensor]:
-        bounds, before = cu_seqlens.tolist(), old.tolist()
-        new = [b - a for a, b in pairwise(bounds)]
-        had = bool(self.kept)
-        kept = self._reserve(fresh, len(new), max(n + b for n, b in zip(new, before, strict=True)))
-        packed: list[list[Tensor]] = [[] for _ in fresh]
-        lengths = [0]
-        for i, (start, count, past) in enumerate(zip(bounds, new, before, strict=False)):
-            if not count:  # nobody reads this sequence's keys now
-                lengths.append(lengths[-1])
-                continue
-            held = min(past, self.window - 1) if self.window else past
-            slots = torch.arange(past - held, past, device=old.device)
-            slots = slots % self.window if self.window else slots
-            stored = min(count, self.window) if self.window else count
-            places = torch.arange(past + count - stored, past + count, device=old.device)
-            places = places % self.window if self.window else places
-            for x, tokens, parts in zip(kept, fresh, packed, strict=True):
-                mine = tokens[0, start : start + count]
-                parts.extend([x[i, slots], mine] if had and held else [mine])
-                x[i, places] = mine[count - stored :]
-            lengths.append(lengths[-1] + held + count)
-        end = torch.tensor(lengths, device=old.device, dtype=cu_seqlens.dtype)
-        return [torch.cat(parts)[None] for parts in packed], end
+    def _extend_packed(self, fresh: tuple[Tensor, ...], layout: Layout) -> tuple[list[Tensor], Tensor]:
+        assert layout.cache is not None
+        assert layout.cu_seqlens is not None
+        if self.window not in layout.places:
+            before, device = layout.cache.lengths.cpu(), layout.cache.lengths.device
+            layout.places[self.window] = places_of(layout.cu_seqlens, before, self.window, device)
+        at = layout.places[self.window]
+        read = [x[0] for x in fresh]
+        kept = self._reserve(fresh, len(layout.cache.lengths), at.longest)
+        if len(at.past_rows):
+            past = [x[at.past_rows, at.past_slots] for x in kept]
+            read = [torch.cat(pair) for pair in zip(past, read, strict=True)]
+            read = read if at.order is None else [x[at.order] for x in read]
+        for x, (new,) in zip(kept, fresh, strict=True):
+            x[at.rows, at.slots] = new if at.kept is None else new[at.kept]
+        return [x[None] for x in read], at.cu_seqlens
 
     def select(self, index: Tensor) -> None:
         """Keep, repeat or reorder sequences."""

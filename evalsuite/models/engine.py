@@ -173,7 +173,7 @@ class Engine:
                 if c < d
                 for token in piece[c - a : d - a]
             ]
-            cu_seqlens = self._tensor([0, *accumulate(takes)])
+            cu_seqlens = torch.tensor([0, *accumulate(takes)])
             hidden = self.model.model(self._tensor(ids)[None], cu_seqlens=cu_seqlens, cache=cache)[0]
             for (c, d), end, want in zip(spans, bounds[1:], wanted, strict=True):
                 first = max(c, end - want)

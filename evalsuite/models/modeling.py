@@ -181,9 +181,11 @@ class EvalsuiteModel(EvalsuitePreTrainedModel):
             positions = start + torch.arange(count, device=x.device).expand(x.shape[0], count)
             new = torch.ones_like(past) if past is not None else None
         else:
-            new = cu_seqlens.diff()
-            offset = (past if past is not None else 0) - cu_seqlens[:-1]
-            positions = (torch.arange(count, device=x.device) + offset.repeat_interleave(new))[None]
+            cu_seqlens = cu_seqlens.cpu()
+            first = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
+            new, offset = cu_seqlens.diff().to(x.device), (torch.arange(count) - first).to(x.device)
+            before = 0 if past is None else past.repeat_interleave(new, output_size=count)
+            positions = (offset + before)[None]
         layout = Layout(positions, cu_seqlens, cache)
         for layer in self.layers:
             x = layer(x, layout)

@@ -2,16 +2,18 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache, wraps
 from importlib.metadata import version
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 LARGEST = 256  # head dim of the Triton kernels
 
@@ -50,6 +52,23 @@ def note(operator: str, impl: str) -> None:
     if not torch.compiler.is_compiling():
         for heard in _LISTENING:
             heard.setdefault(operator, set()).add(impl)
+
+
+def remembered(make: Callable[P, R]) -> Callable[P, R]:
+    """The latest few results again for equal arguments: the layers of a model ask for the same ones, one by one.
+
+    Not while a CUDA graph is recorded, which would go on reading a result that is forgotten.
+    """
+    recent = lru_cache(maxsize=8)(make)
+
+    @wraps(make)
+    def again(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return make(*args, **kwargs)
+        with torch.inference_mode(False):  # who asks next may want a gradient
+            return recent(*args, **kwargs)  # type: ignore[arg-type]  # Hashable cannot be asked of P
+
+    return again
 
 
 class Raw(NamedTuple):

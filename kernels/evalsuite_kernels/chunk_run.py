@@ -18,7 +18,7 @@ from evalsuite_kernels import chunk_kernels as kernels
 from evalsuite_kernels import chunk_segments as segments
 from evalsuite_kernels import chunk_wide as wide
 from evalsuite_kernels.arguments import GLUON, INTERPRETED, Raw, hopper
-from evalsuite_kernels.chunk_plan import CHUNK, even_plan, planned
+from evalsuite_kernels.chunk_plan import CHUNK, even_plan, packed_plan
 from evalsuite_kernels.chunk_settings import SETTINGS
 from evalsuite_kernels.launches import Launches
 
@@ -94,7 +94,7 @@ class Run:
         if cu is None:
             self.plan = even_plan(B, T, columns, q.device, segment)
         else:
-            self.plan = planned(cu.tolist(), columns, q.device, segment)
+            self.plan = packed_plan(tuple(cu.tolist()), columns, q.device, segment)
         self.segments = self.plan.segments
         self.chunks, self.N = len(self.plan.starts), len(self.plan.firsts) - 1
         self.shared: dict[str, Any] = {"KP": self.KP, "GATE": self.gate, "DELTA": beta is not None, **exact}

@@ -104,3 +104,16 @@ def test_mistakes_are_named():
         short_convolution(x, weight, impl="cuda")
     with pytest.raises(ValueError, match="cannot run here"):
         short_convolution(x, weight, impl="triton")
+
+
+def test_what_is_remembered_of_bounds_serves_a_gradient_too() -> None:
+    x, w, cu = torch.randn(1, 5, 3), torch.randn(3, 4, requires_grad=True), torch.tensor([0, 2, 5])
+    with torch.inference_mode():  # whose tensors no gradient may need
+        first, _ = short_convolution(x, w, cu_seqlens=cu)
+    y, _ = short_convolution(x, w, cu_seqlens=cu)
+    y.sum().backward()
+    assert torch.equal(first, y.detach())
+    cu[1] = 3  # the same tensor with other bounds
+    assert not torch.equal(short_convolution(x, w, cu_seqlens=cu)[0], y)
+    ours, theirs = (short_convolution(x, w, cu_seqlens=cu, impl=impl)[0] for impl in ("auto", "reference"))
+    torch.testing.assert_close(ours, theirs)

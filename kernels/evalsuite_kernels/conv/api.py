@@ -1,12 +1,11 @@
 """The public face of the short convolution."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, offsets
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, offsets, remembered
 from evalsuite_kernels.conv.chunked import shifted
 from evalsuite_kernels.conv.reference import recurrence
 
@@ -69,17 +68,26 @@ def _packed(
     form: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, state: Tensor, bounds: list[int]
 ) -> tuple[Tensor, Tensor]:
     """One stream in which every sequence follows its own past, so that no tap reaches into its neighbour."""
-    T, past = len(x), state.shape[-1]
-    pool = torch.cat([x, state.mT.flatten(0, 1)])
-    layout, tokens, ends, at = [], [], [], 0
-    for n, (start, stop) in enumerate(pairwise(bounds)):
-        layout += [torch.arange(T + n * past, T + (n + 1) * past), torch.arange(start, stop)]
-        tokens.append(torch.arange(at, at + stop - start))
-        at += past + stop - start
-        ends.append(torch.arange(at - past, at))
-    stream = pool[torch.cat(layout).to(x.device)]
-    final = stream[torch.stack(ends).to(x.device)].mT
-    if not T:
+    past = state.shape[-1]
+    layout, results, ends = _places(tuple(bounds), past, x.device)
+    stream = torch.cat([x, state.mT.flatten(0, 1)])[layout]
+    final = stream[ends].mT
+    if not len(x):
         return x[None], final
-    y = form(stream[None].to(weight.dtype), weight)
-    return y[:, torch.cat(tokens).to(x.device)], final
+    return form(stream[None].to(weight.dtype), weight)[:, results], final
+
+
+@remembered
+def _places(bounds: tuple[int, ...], past: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the stream's tokens, where each comes from, in the packed tokens with all pasts [N * past] behind them; of the
+    packed tokens, where their results are, the first of which is of the stream's token number `past`; and of each
+    sequence, where in the stream its last `past` tokens are [N, past]."""
+    starts, lengths = torch.tensor(bounds[:-1]), torch.tensor(bounds).diff()
+    numbers = torch.arange(len(starts))
+    sequence, packed = numbers.repeat_interleave(lengths), torch.arange(bounds[-1])
+    at = (starts + numbers * past)[:, None] + torch.arange(past)  # of the pasts in the stream
+    results = packed + sequence * past
+    layout = torch.empty(bounds[-1] + at.numel(), dtype=torch.long)
+    layout[at.flatten()] = torch.arange(bounds[-1], len(layout))
+    layout[results + past] = packed
+    return layout.to(device), results.to(device), (at + lengths[:, None]).to(device)
