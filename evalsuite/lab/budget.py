@@ -100,8 +100,9 @@ REFERENCE = Budget(
     context=16384,
     # without keys that start as queries sliding window 3:1 knew no hop after 78M tokens; with them, one after 12M
     settings={"window": 64, "index_topk": 128, "mimetic_init": True},
+    # two hops more than are asked: where documents go to six, one seed of full attention in five stops at five for good
     mixture=(
-        ("multihop.graph", 0.45),
+        ("multihop.graph hops=8", 0.45),
         ("multihop.graph answer=cot", 0.04),
         ("multihop.path", 0.08),
         ("multihop.chain", 0.02),

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from evalsuite.errors import UserError
 from evalsuite.lab import asked
@@ -261,6 +262,7 @@ def _enter(slots: Any, count: int) -> None:
     """What a process of the lab begins with: a device of its own, and no life after its parent's."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    disable_progress_bar()  # of transformers, one for every small checkpoint
     _DEVICE[0] = slots.get()
     share = max(1, (os.cpu_count() or 1) // count)
     if _DEVICE[0] == "cpu":

@@ -135,6 +135,8 @@ class Trainer:
         others = [p for name, p in self.model.named_parameters() if ".index_" not in name]
         self.clipped = (others, indexers) if indexers else (others,)
         self.graphs: dict[tuple[torch.Size, str], Recorded] = {}
+        if self.replayed:
+            self.side = torch.cuda.Stream(device)  # of all recordings: a gradient is summed on its first one's
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
@@ -253,7 +255,7 @@ class Trainer:
             return self._step(x.to(self.device), y.to(self.device))
         kind = x.shape, self.model.config.index_phase
         if kind not in self.graphs:
-            self.graphs[kind] = Recorded(self._step, x.shape, self.device)
+            self.graphs[kind] = Recorded(self._step, x.shape, self.side)
         return self.graphs[kind](x, y)
 
     def _recall(self, ids: np.ndarray) -> float:
@@ -287,11 +289,13 @@ class Recorded:
 
     WARM = 3
 
-    def __init__(self, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], shape: torch.Size, device: str) -> None:
-        self.step, self.calls = step, 0
+    def __init__(
+        self, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], shape: torch.Size, stream: torch.cuda.Stream
+    ) -> None:
+        self.step, self.calls, self.stream, device = step, 0, stream, stream.device
         self.ids = torch.zeros(shape, dtype=torch.int64, device=device)
         self.labels = torch.zeros_like(self.ids)
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        self.graph = torch.cuda.CUDAGraph()
         self.result: tuple[Tensor, Tensor]
 
     def __call__(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

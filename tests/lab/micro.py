@@ -23,6 +23,6 @@ GPU = replace(
 
 if __name__ == "__main__":
     gpu = sys.argv[2:] == ["cuda"]
-    machine = Machine.found("cuda") if gpu else Machine(("cpu",) * 2)
+    machine = Machine.found("cuda", 2) if gpu else Machine(("cpu",) * 2)
     budget = GPU if gpu else LONG
     run(budget, budget.designs, Path(sys.argv[1]), machine, print)

@@ -36,18 +36,16 @@ def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_one_seed_one_set_of_weights_whatever_ends_between(tmp_path: Path) -> None:
-    assert start(tmp_path / "a").wait() == 0
-    assert start(tmp_path / "b").wait() == 0
-    killed = start(tmp_path / "c")
-    while killed.poll() is None and max(steps(tmp_path / "c")) < 350:
+    assert start(tmp_path / "whole").wait() == 0
+    killed = start(tmp_path / "killed")
+    while killed.poll() is None and max(steps(tmp_path / "killed")) < 350:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert not all((tmp_path / "c" / name / "seed0" / "result.json").exists() for name in GPU.designs)
-    assert start(tmp_path / "c").wait() == 0
-    first = results(tmp_path / "a")
-    for other in (results(tmp_path / "b"), results(tmp_path / "c")):
-        for name in GPU.designs:
-            assert plain(other[name]["history"]) == plain(first[name]["history"]), name
-            assert other[name]["weights"] == first[name]["weights"], name
+    assert not any((tmp_path / "killed" / name / "seed0" / "result.json").exists() for name in GPU.designs)
+    assert start(tmp_path / "killed").wait() == 0
+    first, other = results(tmp_path / "whole"), results(tmp_path / "killed")
+    for name in GPU.designs:
+        assert plain(other[name]["history"]) == plain(first[name]["history"]), name
+        assert other[name]["weights"] == first[name]["weights"], name
     assert len({each["weights"] for each in first.values()}) == 2
