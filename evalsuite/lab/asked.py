@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import evalsuite
 from evalsuite import runner
 from evalsuite.lab.budget import Budget
 from evalsuite.lab.probe import Probe, Questions
@@ -33,14 +34,15 @@ class Made(Plan):
 
 def prepare(budget: Budget, file: Path) -> Path:
     """Write the questions to `file`, unless it holds the same ones already."""
-    wanted = budget.questions, {each.tasks: _versions(each) for each in budget.questions}
-    if file.exists() and pickle.loads(file.read_bytes())[0] == wanted:
+    wanted = repr((evalsuite.__version__, [(each, _versions(each)) for each in budget.questions]))
+    head = pickle.dumps(wanted)  # apart: what another version has written is not unpacked
+    if file.exists() and file.read_bytes().startswith(head):
         return file
     method = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
     with ProcessPoolExecutor(min(len(budget.questions), os.cpu_count() or 1), method) as pool:
         plans = list(pool.map(_make, budget.questions))
     part = file.with_suffix(".part")
-    part.write_bytes(pickle.dumps((wanted, plans)))
+    part.write_bytes(head + pickle.dumps(plans))
     os.replace(part, file)
     return file
 
@@ -62,7 +64,9 @@ def probe(probes: tuple[Questions, ...]) -> Probe:
 
 @cache
 def _read(file: Path) -> list[Made]:
-    plans: list[Made] = pickle.loads(file.read_bytes())[1]
+    with file.open("rb") as source:
+        pickle.load(source)  # what they are
+        plans: list[Made] = pickle.load(source)
     return plans
 
 

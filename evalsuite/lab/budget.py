@@ -123,7 +123,7 @@ REFERENCE = Budget(
         ("trace.palindrome", 0.02),
         ("trace.stack", 0.02),
         ("knowledge.cloze load=1024", 0.02),
-        ("knowledge.cloze load=65536", 0.04),
+        ("knowledge.cloze load=16384", 0.04),
         ("knowledge.letter load=1024", 0.02),
     ),
     # with rows of 128 and 256 tokens, of few facts, full attention learned six hops from 105M tokens; without, two
@@ -147,7 +147,7 @@ REFERENCE = Budget(
     probes=(
         Questions("multihop.graph", 64, (512,), (_HOPS, "multihop.facts=16,64")),
         Questions("multihop.path", 64, (512,), ("multihop.hops=1,2,3,4", "multihop.facts=32")),
-        Questions("knowledge.cloze", 128, (), ("knowledge.load=1024,65536",)),
+        Questions("knowledge.cloze", 128, (), ("knowledge.load=1024,16384",)),
     ),
     questions=(
         Questions("multihop.graph", 100, (512,), (_HOPS, "multihop.facts=16,64")),
@@ -159,7 +159,7 @@ REFERENCE = Budget(
         Questions("multihop.graph", 24, (2048,), ("multihop.hops=1,2,4", "multihop.facts=256")),
         Questions("ruler", 25, (512, 2048)),
         Questions("trace", 25, (512,)),
-        Questions("knowledge.cloze", 400, (), ("knowledge.load=1024,65536",)),
+        Questions("knowledge.cloze", 400, (), ("knowledge.load=1024,16384",)),
         Questions("knowledge.letter", 200, (), ("knowledge.load=1024",)),
     ),
 )

@@ -44,6 +44,10 @@ def test_they_are_made_again_only_where_others_are_asked(file: Path, monkeypatch
     monkeypatch.setattr(asked, "_versions", lambda _: [99])
     asked.prepare(budget, file)  # of a task's new version
     assert file.read_bytes() != before
+    monkeypatch.undo()
+    file.write_bytes(b"of another program")
+    asked.prepare(budget, file)
+    assert file.read_bytes() == before
     changed = file.read_bytes()
     asked.prepare(replace(budget, questions=(replace(ASKED[0], seed=1),)), file)
     assert file.read_bytes() != changed

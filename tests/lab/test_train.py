@@ -287,5 +287,7 @@ def test_torch_is_as_it_was_after_a_repeatable_step() -> None:
     with pytest.raises(KilledError):
         dying()
     assert not torch.are_deterministic_algorithms_enabled()
+    with repeatable("cuda", strict=False):
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
     with repeatable("cpu"):
         assert not torch.are_deterministic_algorithms_enabled()
