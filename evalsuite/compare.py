@@ -15,7 +15,7 @@ from evalsuite.errors import UserError
 from evalsuite.groups import Line, families, family_of, knobs, lines, pick, unlike
 from evalsuite.stats import Difference, Estimate
 from evalsuite.store import Key, Row, Run
-from evalsuite.task import Summarised
+from evalsuite.task import Averaged, Judged, Summarised
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +217,16 @@ def _summaries(run: Run) -> dict[str, Mapping[str, str]]:
             by_task = scores.setdefault(family_of(row), {}).setdefault(int(row["facets"]["length"]), {})
             by_task.setdefault(row["task"], []).append(row["score"])
     figures = {}
-    for family in sorted(set(scores) & set(plugins.names())):
+    for family in sorted({family_of(row) for row in run.rows} & set(plugins.names())):
         plugin = plugins.load(family)
-        if isinstance(plugin, Summarised):
+        if isinstance(plugin, Summarised) and family in scores:
             means = {n: {name: fmean(s) for name, s in tasks.items()} for n, tasks in scores[family].items()}
             figures[family] = plugin.summary(means)
+        if isinstance(plugin, Averaged):
+            rows = (row for row in run.rows if family_of(row) == family)
+            figures[family] = plugin.averages(
+                [Judged(row["task"], row["facets"], row["answer"], row["score"]) for row in rows]
+            )
     return {family: figure for family, figure in figures.items() if figure}
 
 

@@ -117,7 +117,9 @@ def families(
         first = next((rows for rows in parts if rows), None)
         if first is None:
             continue
-        total = max(len(run.meta["tasks"].get(dict(key)["family"], {}).get("subtasks", ())) for run in runs)
+        family = str(dict(key)["family"])
+        total = max(len(run.meta["tasks"].get(family, {}).get("subtasks", ())) for run in runs)
+        total = 1 if common == {family} else total  # asked as a whole
         estimates = tuple(
             stats.stratified([r["score"] for r in rows], [r["task"] for r in rows], [r["cluster"] for r in rows])
             if rows

@@ -168,7 +168,8 @@ def _scores(result: Comparison) -> Section:
     for family, mean in families.items():
         members = [line for line in result.scores if str(line.get("task")).partition(".")[0] == family]
         if len(members) > 1:
-            label = f"{family}: {_mean_of(str(mean.get('tasks')))}"
+            alone = mean.get("tasks") == "1 of 1"  # one task, under several settings
+            label = f"{family}: {'all settings' if alone else _mean_of(str(mean.get('tasks')))}"
             rows.append((label, mean.n, f"{mean.chance:.2f}", *(_score(e, mean.chance) for e in mean.estimates)))
         indent = "  " if len(members) > 1 else ""
         rows += (

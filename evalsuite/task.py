@@ -104,6 +104,25 @@ class Summarised(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer with its score, as a run keeps it."""
+
+    task: str
+    facets: Facets
+    answer: str  # as the scorer read it
+    score: float
+
+
+@runtime_checkable
+class Averaged(Protocol):
+    """A task whose field averages its scores in ways of its own."""
+
+    def averages(self, judged: Sequence[Judged]) -> Mapping[str, str]:
+        """Name of a figure -> its text, from all of the family's answers; only figures that mean something."""
+        ...
+
+
 def generator(*key: object) -> random.Random:
     """A random generator that depends on the key alone: same draws on every machine and PYTHONHASHSEED."""
     text = "\x1f".join(map(str, key))

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from evalsuite.errors import UserError
 from evalsuite.task import generator
+from evalsuite_tasks.rows import hub, is_hub
 
 HUB = {
     "essays": ("baber/paul_graham_essays", None, "train"),
@@ -24,10 +24,6 @@ WHAT = {
     "squad": "SQuAD's dev-v2.0.json",
     "hotpotqa": "HotpotQA's hotpot_dev_distractor_v1.json",
 }
-
-
-class UnreachableError(UserError):
-    """The hub has been asked for, and does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ def advice(kind: str) -> str:
 @lru_cache(maxsize=8)
 def essays(source: str, punkt: bool) -> Essays:
     """Essays as sentences, split by `sentences`, the same everywhere, or by NLTK's punkt where it is installed."""
-    text = "\n".join(row["text"] for row in _hub("essays", source)) if _is_hub(source) else _essay_text(Path(source))
+    text = "\n".join(row["text"] for row in _hub("essays", source)) if is_hub(source) else _essay_text(Path(source))
     text = re.sub(r"\s+", " ", text).strip()
     if not text:
         raise UserError(f"--data essays={source} holds no text; {advice('essays')}")
@@ -116,7 +112,7 @@ def sentences(text: str, punkt: bool = False) -> list[str]:
 def corpus(kind: str, source: str) -> Corpus:
     """The questions and documents of "squad" or "hotpotqa"."""
     try:
-        if _is_hub(source):
+        if is_hub(source):
             rows = _hub(kind, source)
             return _squad(_squad_rows(rows)) if kind == "squad" else _hotpotqa(_hotpotqa_rows(rows))
         raw = _json(kind, source)
@@ -202,27 +198,9 @@ def _hotpotqa(rows: list[dict[str, Any]]) -> Corpus:
     return Corpus(tuple(questions), tuple(documents))
 
 
-def _is_hub(source: str) -> bool:
-    return source == "hub" or source.startswith("hub:")
-
-
 def _hub(kind: str, source: str) -> Iterable[Mapping[str, Any]]:
-    """Rows from the hub. Raises UnreachableError at once where it does not answer."""
     name, config, split = HUB[kind]
-    name = source.partition(":")[2] or name
-    try:
-        import datasets
-        from huggingface_hub import HfApi
-
-        if not os.environ.get("HF_HUB_OFFLINE"):  # set: the local cache answers or fails at once
-            HfApi().dataset_info(name, timeout=5)
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split)
-    except ImportError as error:
-        raise UnreachableError("--data ...=hub needs `pip install datasets`, or a path in place of `hub`") from error
-    except Exception as error:  # the hub's clients raise errors of a dozen libraries
-        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UnreachableError(f"{name} cannot be had from the hub ({why}); {advice(kind)}") from error
-    return rows
+    return hub(name, config, split, source, advice(kind))
 
 
 @lru_cache(maxsize=1)

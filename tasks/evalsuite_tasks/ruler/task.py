@@ -6,6 +6,7 @@ from dataclasses import replace
 from evalsuite.errors import UserError, unknown
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Document, Request, sample_id
+from evalsuite_tasks.rows import UnreachableError
 from evalsuite_tasks.ruler import data, natural, scoring, summary, terse, training
 from evalsuite_tasks.ruler.fit import Draft, fit
 from evalsuite_tasks.ruler.item import Item
@@ -134,7 +135,7 @@ class Ruler:
             )
         try:
             data.essays(request.data[kind], False) if kind == "essays" else data.corpus(kind, request.data[kind])
-        except data.UnreachableError as error:
+        except UnreachableError as error:
             return str(error)
         return ""
 
