@@ -67,19 +67,21 @@ def local(source: str, splits: Sequence[str], advice: str) -> Iterator[tuple[Pat
 
 def _files(path: Path, split: str) -> Iterator[Path]:
     if path.is_file():
-        own = next((name for name in SPLITS if _is_of(path.name, name)), split)
+        own = _split(path.name) or split
         other = path.with_name(re.sub(rf"(?<![a-z]){own}(?![a-z])", split, path.name))
         if own == split or other.is_file():
             yield other
         return
     for file in path.rglob("*"):
-        if file.name.lower().endswith(SUFFIXES) and (_is_of(file.name, split) or _is_of(file.parent.name, split)):
+        inside = file.relative_to(path).parts  # a folder that is called test may well hold dev rows, if it is outside
+        if file.name.lower().endswith(SUFFIXES) and split == next(filter(None, map(_split, reversed(inside))), None):
             yield file
 
 
-def _is_of(name: str, split: str) -> bool:
-    """Whether a split is a word of a name: `test-00000-of-00001.parquet`, `virology_test.csv`, not `contest.csv`."""
-    return re.search(rf"(?<![a-z]){split}(?![a-z])", name.lower()) is not None
+def _split(name: str) -> str | None:
+    """The split that is a word of a name: `test-00000-of-00001.parquet`, `virology_test.csv`, not `contest.csv`."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((word for word in words if word in SPLITS), None)
 
 
 def read(file: Path) -> Iterator[Row]:

@@ -106,6 +106,15 @@ def test_every_layout_holds_the_same_questions(layout, tmp_path):
     assert found == expected
 
 
+def test_a_folder_called_test_makes_no_test_rows_of_its_dev_rows(tmp_path):
+    inside = tmp_path / "my-test-data"
+    inside.mkdir()
+    as_jsonl(inside)
+    (inside / "contest.jsonl").write_text("{}")
+    assert len(samples({"mmlu": str(inside)})) == 12
+    assert len(samples({"mmlu": str(inside)}, knobs={"shots": (0,)})) == 12
+
+
 def test_the_prompt_is_the_official_one(given):
     (sample,) = (s for s in samples(given) if s.meta["question"] == "virology/1")
     options = "A. w0\nB. w1\nC. w2\nD. w3\nAnswer:"
