@@ -67,8 +67,8 @@ def test_all_categories_are_one_task_and_a_part_is_its_own(given):
     assert {s.facets["category"] for s in samples(given)} == set(CATEGORIES)
     assert {s.facets["options"] for s in samples(given)} == {4, 5, 6}
     assert samples(given, subtasks=("biology",))[0].id == "mmlu_pro/biology/shots=5/0"
+    request = Request(data=given)
     with pytest.raises(IndexError):
-        request = Request(data=given)
         PRO.sample(PRO.cells(request)[0], 6, request, len)
 
 
