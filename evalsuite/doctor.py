@@ -23,7 +23,7 @@ class Check:
 
 def checks() -> list[Check]:
     """Everything that is looked at. Raises nothing: what cannot be found out is a finding."""
-    return [_python(), *map(_package, ("torch", "transformers")), _gpu(), *_tasks(), *_models(), _disk()]
+    return [_python(), *map(_package, ("torch", "transformers")), _gpu(), _sandbox(), *_tasks(), *_models(), _disk()]
 
 
 def show(*, as_json: bool) -> None:
@@ -65,6 +65,17 @@ def _gpu() -> Check:
     if built:
         return Check("gpu", False, f"none visible to torch built for {built}", "check the driver with nvidia-smi")
     return Check("gpu", False, "none: this torch is a CPU build", "on a machine with a GPU install torch's CUDA build")
+
+
+def _sandbox() -> Check:
+    """How strong the walls around generated code are here, tried out by a canary."""
+    from evalsuite import sandbox
+
+    tier = sandbox.tier()
+    sound = tier.name != "none"
+    return Check(
+        "sandbox", sound, f"{tier.name}: {tier.says}", "" if sound else "apt-get install bubblewrap, or Linux 6.2"
+    )
 
 
 def _tasks() -> list[Check]:

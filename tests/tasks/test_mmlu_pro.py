@@ -46,7 +46,7 @@ def samples(given, **asked):
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_the_prompt_is_lm_evals(given, category, monkeypatch):
     import datasets
-    from lm_eval.tasks import TaskManager
+    from lm_eval import tasks
 
     def made(path, *_, **__):
         assert path == "TIGER-Lab/MMLU-Pro"
@@ -55,7 +55,8 @@ def test_the_prompt_is_lm_evals(given, category, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", made)
     name = f"mmlu_pro_{category.replace(' ', '_')}"
-    task = TaskManager().load([name])["tasks"][name]
+    folder = str(Path(tasks.__file__).parent / "mmlu_pro")
+    task = tasks.TaskManager(include_path=folder, include_defaults=False).load([name])["tasks"][name]
     task.config.num_fewshot = 5
     task.build_all_requests(rank=0, world_size=1)
     theirs = {request.args[0]: request.args[1]["until"] for request in task.instances}
