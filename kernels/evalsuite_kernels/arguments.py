@@ -57,16 +57,22 @@ def note(operator: str, impl: str) -> None:
 def remembered(make: Callable[P, R]) -> Callable[P, R]:
     """The latest few results again for equal arguments: the layers of a model ask for the same ones, one by one.
 
-    Not while a CUDA graph is recorded, which would go on reading a result that is forgotten.
+    Not while a CUDA graph is recorded, which would go on reading a result that is forgotten; and each CUDA stream has
+    its own, because what is forgotten is another's to write to as soon as the stream that it was made on gets there.
     """
-    recent = lru_cache(maxsize=8)(make)
+
+    @lru_cache(maxsize=8)
+    def recent(stream: int, *args: P.args, **kwargs: P.kwargs) -> R:
+        return make(*args, **kwargs)
 
     @wraps(make)
     def again(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        cuda = torch.cuda.is_available()
+        if cuda and torch.cuda.is_current_stream_capturing():
             return make(*args, **kwargs)
+        stream = torch.cuda.current_stream().cuda_stream if cuda else 0
         with torch.inference_mode(False):  # who asks next may want a gradient
-            return recent(*args, **kwargs)  # type: ignore[arg-type]  # Hashable cannot be asked of P
+            return recent(stream, *args, **kwargs)  # type: ignore[arg-type]  # Hashable cannot be asked of P
 
     return again
 
