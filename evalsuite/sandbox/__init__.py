@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from evalsuite.errors import UserError
 from evalsuite.sandbox import client, wire
 from evalsuite.sandbox.client import close
 from evalsuite.sandbox.tiers import Tier, allow_unsandboxed, available, chosen, tier
@@ -44,6 +45,12 @@ class Limits:
     processes: int = 32  # with threads; in T2 one process and its threads
     files: int = 64  # open at once
     disk: int = 16 << 20  # in the temporary folder; T2 has none
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a limit that is none."""
+        for name, value in asdict(self).items():
+            if not 0 < value < 2**62:
+                raise UserError(f"a sandbox's limit of {name} must be over 0 and finite, not {value}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,13 +288,29 @@ def used(pid: int) -> tuple[int, int]:
 
     Pages that a fork shares are counted once for each process.
     """
-    pages, files = 0, 0
     members = family(pid)
-    for member in members:
-        with contextlib.suppress(OSError, IndexError):
-            _, resident, shared, *_ = map(int, Path(f"/proc/{member}/statm").read_text().split())
-            pages += resident - shared
-    with contextlib.suppress(OSError):
-        room = os.statvfs(f"/proc/{members[-1]}/root/tmp")
-        files = room.f_files - room.f_ffree
-    return pages * os.sysconf("SC_PAGE_SIZE"), files
+    files, ours = 0, os.stat("/")
+    for member in reversed(members):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(f"/proc/{member}/root"), ours):
+                continue
+            rooms = [os.statvfs(f"/proc/{member}/root{place}") for place in ("/tmp", "/dev/shm")]
+            files = sum(room.f_files - room.f_ffree for room in rooms)
+            break
+    return sum(map(_pages, members)) * os.sysconf("SC_PAGE_SIZE"), files
+
+
+def _pages(pid: int) -> int:
+    """Pages of a process that no file backs; of one whose first thread has ended, as another thread tells."""
+    found = _statm(f"/proc/{pid}")
+    if not found:
+        with contextlib.suppress(OSError):
+            found = max(_statm(f"/proc/{pid}/task/{thread}") for thread in os.listdir(f"/proc/{pid}/task"))
+    return found
+
+
+def _statm(place: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        _, resident, shared, *_ = map(int, Path(f"{place}/statm").read_text().split())
+        return resident - shared
+    return 0

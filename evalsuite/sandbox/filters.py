@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from functools import cache
 
 # Refused in every tier: other processes' memory, mounts, namespaces, kernel interfaces with a history of holes, memory
-# that no process's size shows (memfd, SysV), and sockets of any family (AF_VSOCK is in no network namespace).
+# that no process's size shows (memfd, SysV, pages given to a pipe, large buffers), and sockets of any family (AF_VSOCK
+# is in no network namespace).
 ALWAYS = """
 acct:163:89 add_key:248:217 bpf:321:280 chroot:161:51 clock_adjtime:305:266 clock_settime:227:112 delete_module:176:106
 fanotify_init:300:262 finit_module:313:273 fsconfig:431:431 fsmount:432:432 fsopen:430:430 fspick:433:433
@@ -27,7 +28,7 @@ quotactl:179:60 quotactl_fd:443:443 reboot:169:142 request_key:249:218 semctl:66
 semtimedop:220:192 set_mempolicy:238:237 set_mempolicy_home_node:450:450 setdomainname:171:162 sethostname:170:161
 setns:308:268 settimeofday:164:170 shmat:30:196 shmctl:31:195 shmdt:67:197 shmget:29:194 socket:41:198 swapoff:168:225
 swapon:167:224 sysfs:139:- syslog:103:116 umount2:166:39 unshare:272:97 uselib:134:- userfaultfd:323:282 ustat:136:-
-vhangup:153:58
+vhangup:153:58 vmsplice:278:75 setsockopt:54:208
 """
 # Refused besides where no namespace stands between the candidate and the machine: signals, new processes, and what
 # Landlock does not watch (owner, mode, times and attributes of files; other processes' priorities).
@@ -40,7 +41,9 @@ sched_setattr:314:274 sched_setparam:142:118 sched_setscheduler:144:119 ioprio_s
 inotify_init1:294:26 inotify_add_watch:254:27 fork:57:- vfork:58:- connect:42:203 bind:49:200 listen:50:201
 truncate:76:45
 """
-WEIGHED = "clone:56:220 clone3:435:435 socketpair:53:199 ioctl:16:29 fcntl:72:25 prlimit64:302:261 mmap:9:222"
+WEIGHED = (
+    "clone:56:220 clone3:435:435 socketpair:53:199 ioctl:16:29 fcntl:72:25 prlimit64:302:261 mmap:9:222 prctl:157:167"
+)
 NEWEST = 462  # mseal; what is newer nobody here has weighed: "no such call", as an older kernel would say
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
@@ -98,7 +101,12 @@ def _weighed(numbers: dict[str, int], bare: bool) -> Iterable[tuple[int, list[St
         numbers["clone3"],
         [(RETURN, 0, 0, REFUSE | ENOSYS)],
     )  # its flags are behind a pointer; libc falls back to clone
-    yield numbers["socketpair"], [low(0), (EQUAL, 1, 0, 1), refuse, allow]  # AF_UNIX
+    # AF_UNIX, and not SOCK_DGRAM, which sends to any path that it names
+    yield (
+        numbers["socketpair"],
+        [low(0), (EQUAL, 1, 0, 1), refuse, low(1), (AND, 0, 0, 15), (EQUAL, 0, 1, 2), refuse, allow],
+    )
+    yield numbers["prctl"], [low(0), (EQUAL, 0, 1, PARENT_DEATH[0]), refuse, allow]  # it is set
     yield numbers["prlimit64"], [low(0), (EQUAL, 1, 0, 0), refuse, allow]  # its own limits only
     # TIOCSTI and TIOCLINUX type into a terminal; FIOSETOWN, SIOCSPGRP and the three of fcntl have signals sent
     yield numbers["ioctl"], [low(1), *unless((0x5412, 0x541C, 0x8901, 0x8902)), refuse, allow]

@@ -33,7 +33,7 @@ class Guest:
         """Run the program as a module of its own; what it then has under `names`."""
         space = self.module.__dict__
         sys.modules["candidate"] = self.module  # dataclasses look their module up
-        exec(compile(program, "<program>", "exec"), space)
+        exec(compile(program, "<program>", "exec", dont_inherit=True), space)
         return {name: space[name] for name in names if name in space}
 
     def serve(self) -> None:
@@ -60,7 +60,7 @@ class Guest:
         if op == "load":
             value = self.load(*rest)
         elif op == "eval":
-            value = eval(compile(rest[0].strip(), "<expression>", "eval"), self.module.__dict__)
+            value = eval(compile(rest[0].strip(), "<expression>", "eval", dont_inherit=True), self.module.__dict__)
         elif op == "next":
             value = pull(*rest)
         elif op == "get":
@@ -174,7 +174,7 @@ def main() -> None:
         limit(bounds)
         module = sys.modules["__main__"] = Module("__main__")
         sys.argv = ["program.py"]
-        exec(compile(program, "program.py", "exec"), module.__dict__)
+        exec(compile(program, "program.py", "exec", dont_inherit=True), module.__dict__)
         return
     guest = Guest(os.dup(0), os.dup(1))
     for number in (0, 1, 2):  # what the program prints goes nowhere, what it reads is empty

@@ -207,15 +207,15 @@ def run_test(link: Link, job: dict[str, Any]) -> str:
         wanted = sorted({*mentioned(job["test"]), *asked})
         given = link.ask("load", job["program"], wanted)[0]
         for name in wanted:
-            if name in given and given[name] is not MODULE:
+            if name in given and name in sys.stdlib_module_names and name not in asked:
+                space[name] = importlib.import_module(name)  # a test may lean on the program's `import math`: ours
+            elif name in given and given[name] is not MODULE:
                 space[name] = given[name]
-            elif name in given and name in sys.stdlib_module_names:  # a test may lean on the program's `import math`
-                space[name] = importlib.import_module(name)
         if job["entry"]:
             if job["entry"] not in space:
                 return f"the program defines no {job['entry']!r}"
             space["candidate"] = space[job["entry"]]
-        exec(compile(job["test"], "<test>", "exec"), space)
+        exec(compile(job["test"], "<test>", "exec", dont_inherit=True), space)
     except Gone as error:
         return str(error)
     except BaseException as error:
@@ -237,7 +237,10 @@ def run_expression(link: Link, job: dict[str, Any]) -> tuple[str, str]:
 
 def told(error: BaseException, test: str) -> str:
     """An exception as one line; an assertion without words is quoted."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # of what the candidate has put in
+        text = ""
     if isinstance(error, AssertionError) and not text:
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == "<test>"]
         text = test.splitlines()[lines[-1] - 1].strip() if lines and lines[-1] else ""
@@ -264,5 +267,11 @@ def main(ends: Sequence[int], job: dict[str, Any], bounds: str) -> None:
             reason = run_test(link, job)
     except (OSError, wire.WireError, MemoryError, RecursionError) as error:
         reason = link.gone or told(error, "")
-    text = [wire.encode(part, wire.no_other) for part in (not reason, reason, value)]
-    wire.send(report, f"[{', '.join(text)}]")
+    try:
+        wire.send(report, _report(reason, value))
+    except wire.WireError as error:
+        wire.send(report, _report(f"the value cannot be returned: {error}", ""))
+
+
+def _report(reason: str, value: str) -> str:
+    return f"[{', '.join([wire.encode(part, wire.no_other) for part in (not reason, reason, value)])}]"

@@ -39,7 +39,6 @@ class Keeper:
                     return
                 tier, disk = wire.parse(data.decode("ascii"))
                 self.hand_out((tier, disk), found[0])
-                os.close(found[0])
 
     def hand_out(self, key: Key, job: int) -> None:
         fitting = [end for at, end in self.idle if at == key]
@@ -51,6 +50,7 @@ class Keeper:
             with chosen, contextlib.suppress(OSError):
                 socket.send_fds(chosen, [b"j"], [job])
                 break
+        os.close(job)  # before others are forked: who asks is to see the end when its own supervisor dies
         self.idle = [(key, end) for end in fitting]
         while len(self.idle) < AHEAD:
             self.idle.append((key, self.start(key)))

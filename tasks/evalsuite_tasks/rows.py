@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,13 @@ def local(source: str, splits: Sequence[str], advice: str) -> Iterator[tuple[Pat
         if files:
             for file in files:
                 try:
-                    yield from ((file, row) for row in read(file))
+                    for row in read(file):
+                        if not isinstance(row, Mapping):
+                            raise ValueError(f"a row is a {type(row).__name__}")
+                        yield file, row
                 except OSError as error:
                     raise UserError(f"cannot read {file}: {error.strerror or error}; {advice}") from error
-                except (ValueError, EOFError) as error:  # json, csv, gzip and parquet name their faults so
+                except (ValueError, EOFError, csv.Error, zlib.error) as error:
                     raise UserError(f"{file} is not laid out as its name says ({error}); {advice}") from error
             return
     raise UserError(f"{source} has no rows of {' or '.join(splits)}; {advice}")
@@ -68,8 +72,10 @@ def local(source: str, splits: Sequence[str], advice: str) -> Iterator[tuple[Pat
 def _files(path: Path, split: str) -> Iterator[Path]:
     if path.is_file():
         own = _split(path.name) or split
-        other = path.with_name(re.sub(rf"(?<![a-z]){own}(?![a-z])", split, path.name))
-        if own == split or other.is_file():
+        other = path.with_name(re.sub(rf"(?<![a-z]){own}(?![a-z])", split, path.name, flags=re.IGNORECASE))
+        if own == split:
+            yield path
+        elif other.is_file():
             yield other
         return
     for file in path.rglob("*"):
@@ -92,7 +98,7 @@ def read(file: Path) -> Iterator[Row]:
 
         yield from pyarrow.parquet.read_table(file).to_pylist()
     elif name.endswith(".csv"):
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             yield from _csv(list(csv.reader(lines)))
     else:
         raw = file.read_bytes()

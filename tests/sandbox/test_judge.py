@@ -181,3 +181,35 @@ def test_without_walls_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
         assert sandbox.judge(program, "assert f() == 1").passed
     finally:
         sandbox.allow_unsandboxed(False)
+
+
+def test_a_program_is_compiled_as_it_stands() -> None:
+    unknown = "def f(x: List[int]): return len(x)"  # fails unless annotations are never looked at
+    assert "NameError" in sandbox.judge(unknown, "assert f([1]) == 1", entry="f").reason
+    assert not sandbox.run_program(f"{unknown}\nprint(f([1]))", "")[0]
+    typed = "def f(x: int): return x\ndef g(): return f.__annotations__['x'] is int"
+    assert sandbox.judge(typed, "assert g()").passed
+
+
+def test_a_module_of_pythons_is_never_the_candidates() -> None:
+    fake = "class F:\n    def isclose(s, *a, **k): return True\nmath = F()\ndef f(): return 5"
+    assert not sandbox.judge(fake, "assert math.isclose(f(), 1.0)").passed
+    assert sandbox.judge("def copy(x): return x", "assert candidate(1) == 1", entry="copy").passed
+
+
+@pytest.mark.parametrize("asked", [{"seconds": float("inf")}, {"seconds": 0}, {"memory": -1}, {"files": float("nan")}])
+def test_a_limit_that_is_none_is_an_error(asked: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="limit of"):
+        Limits(**asked)
+
+
+def test_a_reason_can_be_printed_and_written() -> None:
+    said = r"raise ValueError('\ud800\x1b[2J\x07')"
+    for reason in (sandbox.judge(said, "pass").reason, sandbox.run_program(said, "")[2]):
+        assert reason.startswith("ValueError")
+        assert reason.isprintable()
+        reason.encode()
+
+
+def test_what_is_too_long_to_come_back_is_named() -> None:
+    assert "longer than 8 MiB" in sandbox.evaluate("", "['a'] * 1_500_000", limits=Limits(seconds=30))[2]

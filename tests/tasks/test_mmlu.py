@@ -116,6 +116,33 @@ def test_a_folder_called_test_makes_no_test_rows_of_its_dev_rows(tmp_path):
     assert len(samples({"mmlu": str(inside)}, knobs={"shots": (0,)})) == 12
 
 
+def test_dev_rows_are_never_the_test_rows_themselves(tmp_path):
+    (tmp_path / "MMLU-Test.jsonl").write_text("\n".join(map(json.dumps, TEST)))
+    with pytest.raises(UserError, match="no rows of dev"):
+        samples({"mmlu": str(tmp_path / "MMLU-Test.jsonl")})
+    (tmp_path / "MMLU-dev.jsonl").write_text("\n".join(map(json.dumps, DEV)))
+    assert len(samples({"mmlu": str(tmp_path / "MMLU-Test.jsonl")})) == 12
+
+
+def test_what_cannot_be_a_row_is_one_clear_line(tmp_path):
+    for name, content in (
+        ("test.jsonl", json.dumps({**row("virology", 0, 0), "answer": ""})),
+        ("test.jsonl", json.dumps({**row("virology", 0, 0), "answer": "BC"})),
+        ("test.json", json.dumps({"a": 1})),
+        ("test.csv", "question," + "x" * 200_000),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match="laid out"):
+            MMLU.cells(Request(data={"mmlu": str(tmp_path)}))
+        (tmp_path / name).unlink()
+        data.questions.cache_clear()
+    for folder in ("all", "virology"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.jsonl").write_text(json.dumps(row("virology", 0, 0)))
+    with pytest.raises(UserError, match="twice"):
+        MMLU.cells(Request(data={"mmlu": str(tmp_path)}))
+
+
 def test_the_prompt_is_the_official_one(given):
     (sample,) = (s for s in samples(given) if s.meta["question"] == "virology/1")
     options = "A. w0\nB. w1\nC. w2\nD. w3\nAnswer:"

@@ -59,6 +59,8 @@ def questions(kind: str, source: str, split: str) -> tuple[Question, ...]:
             raise UserError(f"{place} is not laid out as the official rows ({error!r}); {advice(kind)}") from error
     if not made:
         raise UserError(f"--data {kind}={source} holds no questions; {advice(kind)}")
+    if len({(each.subject, each.text, each.choices, each.answer) for each in made}) < len(made) // 2 + 1:
+        raise UserError(f"--data {kind}={source} holds its questions twice; give one of its folders, such as `all`")
     return tuple(sorted(made, key=lambda question: question.subject))
 
 
@@ -86,7 +88,7 @@ def _question(row: rows.Row, subject: str, number: int) -> Question:
         text, key = str(row["question"]), str(row["answer"]).strip()
         listed = row["choices"] if "choices" in row else [row[f"choice{i}"] for i in range(4)]
         choices = [str(each) for each in (ast.literal_eval(listed) if isinstance(listed, str) else listed)]
-    answer = LETTERS.index(key) if key in LETTERS[:4] else int(key)
+    answer = LETTERS.index(key) if key in tuple(LETTERS[:4]) else int(key)
     if len(choices) != 4 or not 0 <= answer < 4:
         raise ValueError(f"{len(choices)} options and the answer {key}")
     return Question(subject, number, text, tuple(choices), answer)

@@ -44,10 +44,12 @@ def questions(source: str, split: str) -> Mapping[str, Rows]:
     for number, row in enumerate(found):
         own = ("question", "options", "answer", "category", *(["cot_content"] if split != "test" else []))
         lacking = [name for name in own if name not in row]
-        if lacking or row["category"] not in CATEGORIES or str(row["answer"]) not in tuple(LETTERS):
-            why = f"lacks {', '.join(lacking)}" if lacking else f"is of {row['category']!r}, {row['answer']!r}"
+        if lacking or row["category"] not in CATEGORIES or not _possible(row):
+            why = f"lacks {', '.join(lacking)}" if lacking else "has no such category, options or answer"
             raise UserError(f"row {number} of {source} {why}; {ADVICE}")
         made.setdefault(row["category"], []).append(row)
+    if not made:
+        raise UserError(f"--data mmlu_pro={source} holds no questions; {ADVICE}")
     return {category: tuple(each) for category, each in made.items()}
 
 
@@ -139,6 +141,11 @@ class Pro:
         """1 where the letter is the right one."""
         answer = "" if completion.error else letter(completion.text)
         return Score(sample.id, float(answer == sample.target[0]), answer)
+
+
+def _possible(row: rows.Row) -> bool:
+    """Whether the options are a list, and the answer is one of them."""
+    return isinstance(row["options"], list) and str(row["answer"]) in tuple(LETTERS[: len(row["options"])])
 
 
 def letter(text: str) -> str:
