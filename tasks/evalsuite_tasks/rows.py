@@ -108,7 +108,7 @@ def read(file: Path) -> Iterator[Row]:
 
 
 def _csv(lines: Sequence[Sequence[str]]) -> Iterator[Row]:
-    """A first line of lower-case names is a header, whose unnamed column numbers the rows."""
+    """A first line with a column `question` is a header."""
     if lines and any(cell == "question" for cell in lines[0]):
         yield from (dict(zip(lines[0], line, strict=True)) for line in lines[1:])
     else:

@@ -172,7 +172,7 @@ def test_without_walls_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         tiers, "tier", lambda: sandbox.Tier("none", "no sandbox on this machine: bubblewrap is missing")
     )
-    with pytest.raises(UserError, match=r"bubblewrap is missing; .*--allow-unsandboxed"):
+    with pytest.raises(UserError, match=r"bubblewrap is missing; .*allow_unsandboxed"):
         sandbox.judge("x = 1", "assert x == 1")
     sandbox.allow_unsandboxed(True)
     try:
