@@ -30,7 +30,7 @@ class Budget:
     curriculum: float
     steps: int
     tokens: int  # of a step
-    rates: tuple[float, ...]  # learning rates to choose from; one: no sweep
+    rates: tuple[float, ...]  # learning rates to begin the search with; one: no search
     designs: Mapping[str, int]  # design -> seeds
     probes: tuple[Questions, ...]  # asked while it trains
     questions: tuple[Questions, ...]  # asked of the finished model
@@ -131,7 +131,7 @@ REFERENCE = Budget(
     curriculum=0.35,
     steps=6400,
     tokens=16384,
-    rates=(1e-3, 2e-3, 4e-3),
+    rates=(1e-3, 2e-3),
     designs={
         "full": 5,
         "full-rope": 3,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from evalsuite.lab.match import parameters
-from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.config import WINDOWS, EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 
 
@@ -36,8 +36,8 @@ def _mixing(letter: str, config: EvalsuiteConfig, length: int) -> float:
 
     if letter in "FRP":
         return attention(seen)
-    if letter == "S":
-        return attention(_mean(length, config.window))
+    if letter in WINDOWS:
+        return attention(_mean(length, config.window * WINDOWS[letter]))
     if letter == "D":
         index = 2 * config.index_heads * config.index_dim * seen
         return attention(_mean(length, config.topk)) + index

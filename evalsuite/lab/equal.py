@@ -30,12 +30,14 @@ from evalsuite.lab.budget import Budget
 from evalsuite.lab.cost import flops, kept
 from evalsuite.lab.data import Stream, build
 from evalsuite.lab.match import parameters
+from evalsuite.lab.mps import side_by_side
+from evalsuite.lab.report import cells
 from evalsuite.lab.run import locked, provenance
 from evalsuite.lab.train import Trainer, publish
 from evalsuite.models.own import state_hash
 from evalsuite.store import write_json
 
-EDGES = 2  # times that a grid of learning rates is widened where its best is at an edge
+EDGES = 3  # times that learning rates are added where the best one is at an edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,14 @@ class _Lab:
         for slot in self.machine.slots:
             slots.put(slot)
         others = multiprocessing.active_children()
+        shared = len(set(self.machine.slots)) < len(self.machine.slots) and "cpu" not in self.machine.slots
         with (
+            side_by_side(shared) as together,
             ThreadPoolExecutor(1) as self.building,
             ProcessPoolExecutor(len(self.machine.slots), spawn, _enter, (slots, len(self.machine.slots))) as self.pool,
         ):
+            if together:
+                self.say("processes that share a GPU run side by side (MPS)")
             try:
                 self._begin(designs)
                 self._until_done(designs)
@@ -221,6 +227,7 @@ def perform(budget: Budget, job: Job, out: Path, data: Path, questions: Path) ->
         if not job.sweep:
             publish(trainer, folder, provenance(stream, trainer.recipe, trainer))
             asked.ask(questions, folder, f"{job.design}-seed{job.seed}", _DEVICE[0])
+            result["cells"] = cells(folder / "answers")
         write_json(folder / "result.json", result)
         (folder / "trainer.pt").unlink()
         if job.sweep:

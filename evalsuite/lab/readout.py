@@ -53,12 +53,13 @@ def views(trained: Sequence[Trained]) -> Iterator[View]:
         "`multihop.graph answer=cot`, 64 facts: every node is written before the next is asked",
         cells(GRAPH, "hops", (2, 4, 6), hops_of, facts=64, answer="cot"),
     )
+    learned = {f"{load:,} facts known": _solver(report.CLOZE, load=load) for load in report.knowledge(trained[0])}
     if any("facts=64," in cell for line in trained[0].result["history"] for cell in line.get("probe", {})):
         yield View(
             "Tokens to solve",
-            f"training tokens after which a probe of `multihop.graph` with 64 facts reached {SOLVED} and stayed; "
-            "where all seeds did, their mean, else how many did",
-            {hops_of(hop): _solver(hop) for hop in DEPTHS},
+            f"training tokens after which a probe of `multihop.graph` with 64 facts, or of `knowledge.cloze`, reached "
+            f"{SOLVED} and stayed; where all seeds did, their mean, else how many did",
+            {hops_of(hop): _solver(GRAPH, hops=hop, facts=64) for hop in DEPTHS} | learned,
             "tokens",
         )
     for hop in (1, 2):
@@ -77,8 +78,11 @@ def views(trained: Sequence[Trained]) -> Iterator[View]:
     columns = {name.removeprefix("trace."): _at(name) for name in names}
     yield View("Programs followed line by line", "`trace`, 512 tokens", {**columns, "mean": _mean(columns)})
     known = {f"cloze, {load:,} facts": _known(load) for load in report.knowledge(trained[0])}
-    about = "`knowledge`: closed book, facts of the training stream; the larger load is short of saturation"
-    yield View("Knowledge", about, {**known, "letter, 1,024 facts": _at("knowledge.letter")})
+    half = {f"{load:,} facts, half trained": _halfway(load) for load in report.knowledge(trained[0])}
+    about = (
+        "`knowledge`: closed book, facts of the training stream; by a probe after half of the tokens, and at the end"
+    )
+    yield View("Knowledge", about, {**half, **known, "letter, 1,024 facts": _at("knowledge.letter")})
     yield View(
         "Cost: bytes kept for a sequence", "KV, index keys and states in bf16 and fp32", _bytes(trained), "bytes"
     )
@@ -139,8 +143,8 @@ def _length(trained: Sequence[Trained], facts: int) -> int:
     return min(dict(f)["length"] for task, f in trained[0].scores if task == GRAPH and dict(f)["facts"] == facts)
 
 
-def _solver(hop: int) -> Value:
-    return lambda trained: report.tokens_to_solve(trained, hop, 64)
+def _solver(task: str, **facets: int) -> Value:
+    return lambda trained: report.tokens_to_solve(trained, task, **facets)
 
 
 def _loaded(facts: int, hop: int) -> Value:
@@ -165,6 +169,19 @@ def _mean(columns: Mapping[str, Value]) -> Value:
 
 def _known(load: int) -> Value:
     return lambda trained: report.knowledge(trained).get(load)
+
+
+def _halfway(load: int) -> Value:
+    def value(trained: Trained) -> float | None:
+        cell, history = f"{report.CLOZE} (load={load})", trained.result["history"]
+        known = [
+            line["probe"][cell]
+            for line in history
+            if 2 * line["tokens"] >= trained.result["tokens"] and cell in line.get("probe", {})
+        ]
+        return known[0] if known else None
+
+    return value
 
 
 def _bytes(trained: Sequence[Trained]) -> dict[str, Value]:

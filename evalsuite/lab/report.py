@@ -54,20 +54,22 @@ class Gate:
     found: str
 
 
+def cells(answers: Path) -> list[list[Any]]:
+    """Of every cell that a model was asked: task, facets, accuracy, number of questions, chance."""
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for row in (row for run in compare.load([answers]) for row in run.rows):
+        facets = json.dumps({name: row["facets"][name] for name in row["cell"]})
+        found.setdefault((row["task"], facets, row["chance"]), []).append(row["score"])
+    return [[task, json.loads(facets), fmean(each), len(each), luck] for (task, facets, luck), each in found.items()]
+
+
 def gather(out: Path) -> dict[str, Any]:
     """All that a folder of the lab found, as JSON holds it: every finished seed with its cells, every rate tried."""
     trained = []
     for file in sorted(out.glob("*/seed*/result.json")):
-        cells: dict[tuple[str, str, float], list[float]] = {}
-        for row in (row for run in compare.load([file.parent / "answers"]) for row in run.rows):
-            facets = json.dumps({name: row["facets"][name] for name in row["cell"]})
-            cells.setdefault((row["task"], facets, row["chance"]), []).append(row["score"])
         result = json.loads(file.read_text())
         result["history"] = [line for line in result["history"] if "probe" in line]
-        told = [
-            [task, json.loads(facets), fmean(all_), len(all_), luck] for (task, facets, luck), all_ in cells.items()
-        ]
-        trained.append({**result, "cells": told})
+        trained.append(result if "cells" in result else {**result, "cells": cells(file.parent / "answers")})
     tried = [json.loads(file.read_text()) for file in sorted(out.glob("rates/*/*/result.json"))]
     return {
         "budget": json.loads((out / "budget.json").read_text()) if (out / "budget.json").exists() else {},
@@ -81,6 +83,8 @@ def read(place: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(place.read_text()) if place.is_file() else gather(place)
         assert found.keys() >= {"trained", "rates"}
+    except UserError:  # answers that cannot be read say why
+        raise
     except (ValueError, AssertionError, AttributeError) as error:
         raise UserError(f"{place} holds no results; `evalsuite lab DIR --figures FOLDER` keeps them") from error
     if not found["trained"]:
@@ -177,11 +181,12 @@ def rates(tried: Sequence[Mapping[str, Any]]) -> list[Gate]:
     return [Gate("learning rate inside its grid", not edge, told or "every design")]
 
 
-def tokens_to_solve(trained: Trained, hop: int, facts: int) -> int | None:
-    """Tokens after which a probe of so many hops reached SOLVED and stayed there."""
+def tokens_to_solve(trained: Trained, task: str, **facets: int) -> int | None:
+    """Tokens after which a probe of a task with these facets reached SOLVED and stayed there."""
+    wanted = {f"{name}={value}" for name, value in facets.items()}
     for line in trained.result["history"]:
         for cell in line.get("probe", {}):
-            if cell.startswith(GRAPH) and f"facts={facts}," in cell and f"hops={hop}," in cell:
+            if cell.startswith(f"{task} (") and wanted <= set(cell[len(task) + 2 : -1].split(", ")):
                 return solved(trained.result["history"], cell, SOLVED)
     return None
 
@@ -221,7 +226,7 @@ def rows(found: Sequence[Trained], facts: int) -> list[dict[str, Any]]:
                 "solved": won,
                 "solved_interval": stats.wilson(won, len(values)),
                 "difference": over_seeds(differences) if differences else None,
-                "tokens_to_solve": [tokens_to_solve(each, hop, facts) for each in seeds],
+                "tokens_to_solve": [tokens_to_solve(each, GRAPH, hops=hop, facts=facts) for each in seeds],
             }
         table.append(
             {

@@ -8,6 +8,7 @@ LETTERS: dict[str, str] = {
     "R": "full attention with RoPE",
     "P": "full attention, RoPE on a quarter of each head",
     "S": "sliding-window attention with RoPE",
+    "W": "sliding-window attention with RoPE, the window 8 times as wide",
     "K": "Kimi Delta Attention (vector gate)",
     "G": "Gated DeltaNet (scalar gate)",
     "N": "DeltaNet (no gate)",
@@ -20,12 +21,14 @@ LETTERS: dict[str, str] = {
     "T": "three branches: compressed blocks, chosen blocks, a window (NSA), NoPE",
     "X": "a mixer of your own, the one that `mixer` names",
 }
-ROPE_FRACTION = {"R": 1.0, "P": 0.25, "S": 1.0}  # of each head; elsewhere 0
+ROPE_FRACTION = {"R": 1.0, "P": 0.25, "S": 1.0, "W": 1.0}  # of each head; elsewhere 0
+WINDOWS = {"S": 1, "W": 8}  # in units of config.window
 LAYER_TYPES = {  # words that every supported release of transformers knows
     "F": "full_attention",
     "R": "full_attention",
     "P": "full_attention",
     "S": "sliding_attention",
+    "W": "sliding_attention",
     "D": "full_attention",
     "B": "full_attention",
     "T": "full_attention",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evalsuite.errors import UserError
 from evalsuite.models.cache import Keys, KVLayer, Layout, StateLayer
-from evalsuite.models.config import ROPE_FRACTION, EvalsuiteConfig
+from evalsuite.models.config import ROPE_FRACTION, WINDOWS, EvalsuiteConfig
 from evalsuite_kernels import delta_rule, full_attention, lightning_slopes, linear_attention
 
 
@@ -87,7 +87,7 @@ class Mixer(nn.Module):
 
 
 class Attention(Mixer):
-    """Full (F, R, P) and sliding-window (S) attention with QK norm and GQA."""
+    """Full (F, R, P) and sliding-window (S, W) attention with QK norm and GQA."""
 
     def __init__(self, config: EvalsuiteConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -97,7 +97,7 @@ class Attention(Mixer):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.dim, bias=False)
         self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
-        self.window = config.window if self.letter == "S" else None
+        self.window = config.window * WINDOWS[self.letter] if self.letter in WINDOWS else None
         self.rope = (ROPE_FRACTION.get(self.letter, 0.0), config.rope_theta)
 
     def qkv(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

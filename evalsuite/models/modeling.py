@@ -15,7 +15,7 @@ from evalsuite.models.sparse import Blocks, Branches, Compress, Indexed
 from evalsuite_kernels import short_convolution
 
 FAMILIES: dict[str, type[Mixer]] = {
-    **dict.fromkeys("FRPS", Attention),
+    **dict.fromkeys("FRPSW", Attention),
     **dict.fromkeys("LAM", LinearMixer),
     **dict.fromkeys("NGK", DeltaMixer),
     "C": ConvOnly,

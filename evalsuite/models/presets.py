@@ -25,6 +25,7 @@ PRESETS: dict[str, Preset] = {
     "hybrid-gla": Preset("AAAF AAAF", "gated linear attention 3:1"),
     "hybrid-mamba2": Preset("MMMF MMMF", "Mamba-2 3:1"),
     "hybrid-swa": Preset("SSSF SSSF", "sliding window 3:1"),
+    "hybrid-swa-wide": Preset("WWWF WWWF", "sliding window 3:1, 8 times as wide"),
     "hybrid-conv": Preset("CCCF CCCF", "control: short convolutions 3:1"),
     "hybrid-kda-dsa": Preset("KKKD KKKD", "Kimi Delta Attention 3:1, the full layers sparse (DSA)"),
     "hybrid-gdn-dsa": Preset("GGGD GGGD", "Gated DeltaNet 3:1, the full layers sparse (DSA)"),
@@ -41,6 +42,6 @@ def pattern_of(name: str) -> str:
     if name in PRESETS:
         return PRESETS[name].pattern.replace(" ", "")
     letters = name.replace(" ", "")
-    if letters and set(letters) <= set("FRPSKGNLAMCDBTX"):
+    if letters and set(letters) <= set("FRPSWKGNLAMCDBTX"):
         return letters
     raise unknown("model", name, PRESETS)

@@ -67,6 +67,7 @@ def test_probes_and_answers_come_with_a_result(swept: Path) -> None:
     assert each["history"][-1]["probe"].keys() == {
         f"multihop.graph (answer=direct, facts=12, hops={hops}, length=96, order=shuffled)" for hops in (1, 2)
     }
+    assert each["cells"] == report.cells(swept / "FF" / "seed0" / "answers")
     (one, two, _) = report.trainings(report.read(swept))
     assert {dict(facets)["hops"] for _, facets in one.scores} == {1, 2}
     assert set(one.asked.values()) == {8}

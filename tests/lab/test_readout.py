@@ -42,13 +42,19 @@ def made(design: str, seed: int, *, miss: float = 0.0) -> dict[str, Any]:
             "step": step,
             "tokens": step * 1_000_000,
             "loss": 1.0,
-            "probe": {_probed(1): float(step >= 2), _probed(2): 0.0},
+            "probe": {
+                _probed(1): float(step >= 2),
+                _probed(2): 0.0,
+                "knowledge.cloze (load=1024)": 1.0,
+                "knowledge.cloze (load=16384)": step / 4,
+            },
         }
         for step in (1, 2, 3)
     ]
     return {
         "budget": "reference", "design": design, "pattern": config.pattern, "seed": seed, "lr": 2e-3, "sweep": False,
-        "shuffled": False, "loss": 1.0, "tokens": 10, "parameters": 100, "size": 100, "seconds": 7.0, "cells": cells,
+        "shuffled": False, "loss": 1.0, "tokens": 4_000_000, "parameters": 100, "size": 100, "seconds": 7.0,
+        "cells": cells,
         "state_bytes": {"512": kept(config, 512), "16384": kept(config, 16384)}, "flops": {"512": flops(config, 512)},
         "history": history,
     }  # fmt: skip
@@ -79,10 +85,13 @@ def rows_of(title: str, found: dict[str, Any] = FOUND) -> dict[str, str]:
 
 
 def test_a_table_gives_each_design_its_seeds_and_interval() -> None:
-    assert rows_of("Knowledge")["full"].startswith("| full | 3 | 1.00 [1.00, 1.00] | 0.52 [0.47, 0.57] |")
+    assert rows_of("Knowledge")["full"].startswith(
+        "| full | 3 | 1.00 [1.00, 1.00] | 0.50 [0.50, 0.50] | 1.00 [1.00, 1.00] | 0.52 [0.47, 0.57] |"
+    )  # after half of the tokens, then at the end
     assert rows_of("Walks on a cycle of 64 facts")["hybrid-kda"].count("1.00 [1.00, 1.00]") == 2
     alone = {**FOUND, "trained": [made("full", 0)]}
-    assert rows_of("Knowledge", alone)["full"].startswith("| full | 1 | 1.00 | 0.50 |")  # one seed has no interval
+    # one seed has no interval
+    assert rows_of("Knowledge", alone)["full"].startswith("| full | 1 | 1.00 | 0.50 | 1.00 | 0.50 |")
 
 
 def test_a_thought_and_a_longer_text_are_tables_of_their_own() -> None:
@@ -99,8 +108,8 @@ def test_tokens_to_solve_counts_those_that_never_did() -> None:
         **FOUND,
         "trained": [made("full", 0), {**made("hybrid-kda", 0), "history": FOUND["trained"][0]["history"][:1]}],
     }
-    assert rows_of("Tokens to solve", slow)["hybrid-kda"].count("0/1") == 6  # it is there, though it solved nothing
-    assert rows_of("Tokens to solve")["full"] == "| full | 3 | 2M | 0/3 | 0/3 | 0/3 | 0/3 | 0/3 |"
+    assert rows_of("Tokens to solve", slow)["hybrid-kda"].count("0/1") == 7  # it is there, though it solved nothing
+    assert rows_of("Tokens to solve")["full"] == "| full | 3 | 2M | 0/3 | 0/3 | 0/3 | 0/3 | 0/3 | 1M | 0/3 |"
 
 
 def test_a_difference_to_full_is_of_the_same_seeds() -> None:

@@ -103,9 +103,9 @@ def test_unknown_letters_are_refused(pattern: str) -> None:
 def test_state_bytes_equal_what_the_cache_holds(pattern: str) -> None:
     model = tiny(pattern)
     cache = model.model.new_cache(1)
-    ids = torch.randint(0, 97, (1, 30))
-    model.model(ids, cu_seqlens=torch.tensor([0, 30]), cache=cache)
-    claimed = model.state_bytes(30)
+    ids = torch.randint(0, 97, (1, 50))
+    model.model(ids, cu_seqlens=torch.tensor([0, 50]), cache=cache)
+    claimed = model.state_bytes(50)
     for layer, (mixer, tail) in enumerate(zip(cache.mixers, cache.tails, strict=True)):
         tensors = [*mixer.kept] if isinstance(mixer, KVLayer) else [mixer.state] if mixer.state is not None else []
         if claimed[layer]["kv"]:
