@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from evalsuite.errors import UserError
-from evalsuite.lab import readout, report
+from evalsuite.lab import against, readout, report
 from evalsuite.lab.readout import DEPTHS, hops_of
 from evalsuite.lab.report import GRAPH, Gate, Trained, designs, score
 from evalsuite.store import write_json
@@ -30,7 +30,9 @@ def write(place: Path, folder: Path) -> Iterator[Path]:
     write_json(folder / "lab.json", found)
     yield folder / "lab.json"
     parts = [report.report(folder / "lab.json"), "", "Below: mean over training seeds and its 95 % interval (t).", ""]
-    parts += filter(None, (readout.markdown(view, trained) for view in readout.views(trained)))
+    parts += filter(
+        None, (readout.markdown(view, trained) for view in [*readout.views(trained), *against.views(trained)])
+    )
     (folder / "tables.md").write_text("\n".join(parts))
     yield folder / "tables.md"
     yield from draw(trained, checks, folder)

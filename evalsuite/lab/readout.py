@@ -19,7 +19,7 @@ class View:
     title: str
     about: str
     columns: Mapping[str, Value]
-    form: str = "share"  # of right answers; or "tokens", "bytes", "flops", "seconds"
+    form: str = "share"  # of right answers; or "difference", "tokens", "bytes", "flops", "seconds"
 
 
 def hops_of(number: int) -> str:
@@ -126,9 +126,10 @@ def _cell(values: Sequence[float], form: str, seeds: int) -> str:
         return f"{mean / 2**20:.2f} MiB"
     if form in ("flops", "seconds"):
         return f"{mean / 1e6:.1f}M" if form == "flops" else f"{mean:.0f}"
+    least, sign = (-1.0, "+") if form == "difference" else (0.0, "")
     if low is None or high is None:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} [{max(0.0, low):.2f}, {min(1.0, high):.2f}]"
+        return f"{mean:{sign}.2f}"
+    return f"{mean:{sign}.2f} [{max(least, low):{sign}.2f}, {min(1.0, high):{sign}.2f}]"
 
 
 def _hops(trained: Sequence[Trained], facets: Sequence[tuple[str, Any]]) -> set[int]:
@@ -172,16 +173,7 @@ def _known(load: int) -> Value:
 
 
 def _halfway(load: int) -> Value:
-    def value(trained: Trained) -> float | None:
-        cell, history = f"{report.CLOZE} (load={load})", trained.result["history"]
-        known = [
-            line["probe"][cell]
-            for line in history
-            if 2 * line["tokens"] >= trained.result["tokens"] and cell in line.get("probe", {})
-        ]
-        return known[0] if known else None
-
-    return value
+    return lambda trained: report.probed(trained, f"{report.CLOZE} (load={load})", 0.5)
 
 
 def _bytes(trained: Sequence[Trained]) -> dict[str, Value]:

@@ -191,6 +191,16 @@ def tokens_to_solve(trained: Trained, task: str, **facets: int) -> int | None:
     return None
 
 
+def probed(trained: Trained, cell: str, share: float) -> float | None:
+    """The first probe's accuracy after that share of the tokens, of the cell that holds these words."""
+    for line in trained.result["history"]:
+        if line["tokens"] >= share * trained.result["tokens"]:
+            for name, value in line.get("probe", {}).items():
+                if cell in name:
+                    return float(value)
+    return None
+
+
 def designs(trained: Sequence[Trained]) -> dict[str, list[Trained]]:
     """The seeds of each design; those with most full layers first."""
     groups: dict[str, list[Trained]] = {}

@@ -123,7 +123,7 @@ def test_an_interrupt_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
     began = time.monotonic()
     started.send_signal(signal.SIGINT)
     assert started.wait(timeout=60) != 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     time.sleep(0.5)
     assert not _running(str(tmp_path))
     assert not results(tmp_path)
@@ -157,7 +157,7 @@ def test_killed_at_once_it_leaves_nobody_and_ends_in_the_same_weights(tmp_path: 
 
 
 def _wait_for(folder: Path, pattern: str) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not list(folder.glob(pattern)):
         assert time.monotonic() < until, f"no {pattern} in {folder}"
         time.sleep(0.05)
