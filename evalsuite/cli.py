@@ -48,13 +48,16 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
         bool, typer.Option("--resume", help="Only go on with runs that exist. Runs go on anyway.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    allow_unsandboxed: Annotated[
+        bool, typer.Option("--allow-unsandboxed", help="Run models' code where this machine has no sandbox.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Ask models the questions of tasks, store every answer, and show the models side by side."""
     from evalsuite import verbs
 
-    asked = verbs.Asked(model, tasks, lengths, limit, seed, set_ or [], data or [], wording, out, resume, device, json)
-    verbs.run(asked)
+    given = (lengths, limit, seed, set_ or [], data or [], wording, out, resume, device, json, allow_unsandboxed)
+    verbs.run(verbs.Asked(model, tasks, *given))
 
 
 @app.command()

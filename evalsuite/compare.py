@@ -12,7 +12,7 @@ from typing import Any
 from evalsuite import stats, store
 from evalsuite import task as plugins
 from evalsuite.errors import UserError
-from evalsuite.groups import Line, families, family_of, knobs, lines, pick, unlike
+from evalsuite.groups import Line, families, family_of, knobs, lines, pick, tiers, unlike
 from evalsuite.stats import Difference, Estimate
 from evalsuite.store import Key, Row, Run
 from evalsuite.task import Averaged, Judged, Summarised
@@ -100,10 +100,12 @@ def compare(runs: Sequence[Run], *, flips: bool = False) -> Comparison:
             lambda row: (("family", family_of(row)), ("length", row["facets"]["length"])),
             lambda row: "length" in row["cell"],
         ),
-        cells=lines(index, lambda row: (("task", row["task"]), *pick(row, row["cell"]))),
+        cells=lines(
+            index, lambda row: (("task", row["task"]), *pick(row, (name for name in row["cell"] if name != "draw")))
+        ),
         wordings=_settings(runs, "wording"),
         seeds=_settings(runs, "seed"),
-        unlike=unlike(index),
+        unlike=unlike(index) | tiers(runs),
         flips=_flips(index) if flips else None,
     )
 

@@ -133,15 +133,29 @@ def families(
 
 
 def knobs(runs: Sequence[Run]) -> dict[str, dict[str, set[Facet]]]:
-    """Task -> facet -> its values, of the facets that are no axis of a table: neither hops nor length."""
+    """Task -> facet -> its values, of the facets that are no axis of a table: hops, length, and which draw it is."""
     values: dict[str, dict[str, set[Facet]]] = {}
     for run in runs:
         for row in run.rows:
             seen = values.setdefault(row["task"], {})
             for key in sorted(row["cell"]):
-                if key not in ("hops", "length"):
+                if key not in ("hops", "length", "draw"):
                     seen.setdefault(key, set()).add(row["facets"][key])
     return values
+
+
+def tiers(runs: Sequence[Run]) -> dict[str, str]:
+    """Family -> why its scores do not compare, where its answers ran in sandboxes of several kinds."""
+    kinds: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for family, about in run.meta["tasks"].items():
+            if about.get("tier"):
+                kinds.setdefault(family, {})[about["tier"]] = None
+    return {
+        family: f"its answers ran in sandboxes of different tiers, {' and '.join(found)}: the scores do not compare"
+        for family, found in kinds.items()
+        if len(found) > 1
+    }
 
 
 def pick(row: Row, names: Iterable[str]) -> Keys:

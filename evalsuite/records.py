@@ -14,8 +14,8 @@ class Sample:
     """One question, complete: nothing else is needed to ask it or to score it.
 
     `prompt` is the user's turn and `answer_prefix` the beginning of the answer; a plain language model reads them
-    joined. With `choices`, the answer is the choice of highest log-likelihood; without, it is generated greedily until
-    one of `stop` or `max_new_tokens`.
+    joined. With `choices`, the answer is the choice of highest log-likelihood; without, it is generated until one of
+    `stop` or `max_new_tokens`: greedily at temperature 0, else drawn by a generator that depends on `id`.
     """
 
     id: str  # "multihop/graph/2048/facts=32,hops=4/17": stable for ever, whatever --limit or task order
@@ -29,6 +29,8 @@ class Sample:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)  # what the scorer needs beside the target; plain JSON
+    temperature: float = 0.0
+    top_p: float = 1.0  # drawn among the likeliest tokens that hold so much of the probability
 
     @property
     def text(self) -> str:

@@ -22,10 +22,11 @@ from evalsuite.plan import Item, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.records import Completion, Sample, Score
 from evalsuite.store import FORMAT, Row, Run, Store, folder_name, make_row, read
-from evalsuite.task import uses
+from evalsuite.task import Executing, uses
 
 SLICE = 256  # samples handed to the model at once
 SLICE_CHARACTERS = 8_000_000  # and no more text than this
+POOL = 64  # answers of a task that runs code, judged together
 
 Planned = tuple[Item, Sample]
 
@@ -84,6 +85,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "source": task.source,
             "subtasks": list(task.subtasks()),
             "data": {key: _fingerprint(path) for key, path in selection.data.items() if uses(task, key)},
+            **({"tier": task.tier()} if isinstance(task, Executing) else {}),
         }
         for name, task in selection.tasks.items()
     }
@@ -173,12 +175,16 @@ def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) ->
     asked = set(open_items)
     if not asked:
         return
+    waiting: list[tuple[Planned, Completion]] = []
     before, started = asdict(model.speed), time.perf_counter()
     for completion in model.answer([sample for _, sample in open_items.values()]):
         if completion.sample_id not in open_items:
             twice = "twice" if completion.sample_id in asked else "without being asked"
             raise UserError(f"{model.name} answered {completion.sample_id!r} {twice}: a fault of that model's backend")
-        _keep(*open_items.pop(completion.sample_id), completion, store, reporter)
+        waiting.append((open_items.pop(completion.sample_id), completion))
+        if not isinstance(waiting[-1][0][0].task, Executing) or len(waiting) >= POOL:
+            _judge(waiting, store, reporter)
+    _judge(waiting, store, reporter)
     after = asdict(model.speed)
     store.append_timing(
         {
@@ -194,9 +200,27 @@ def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) ->
         )
 
 
-def _keep(item: Item, sample: Sample, completion: Completion, store: Store, reporter: Reporter) -> None:
-    failed = completion.finish == "error" or completion.error
-    score = Score(sample.id, 0.0) if failed else item.task.score(sample, completion)
+def _judge(waiting: list[tuple[Planned, Completion]], store: Store, reporter: Reporter) -> None:
+    """Score and store what waits: together where a task runs code, else one by one."""
+    scores: dict[str, Score] = {}
+    for task in {id(item.task): item.task for (item, _), _ in waiting}.values():
+        if isinstance(task, Executing):
+            own = [(s, c) for (item, s), c in waiting if item.task is task and not _failed(c)]
+            scores |= {sample.id: score for (sample, _), score in zip(own, task.scores(own), strict=True)}
+    for (item, sample), completion in waiting:
+        _keep(item, sample, completion, store, reporter, scores.get(sample.id))
+    waiting.clear()
+
+
+def _failed(completion: Completion) -> bool:
+    return completion.finish == "error" or bool(completion.error)
+
+
+def _keep(
+    item: Item, sample: Sample, completion: Completion, store: Store, reporter: Reporter, score: Score | None = None
+) -> None:
+    if score is None:
+        score = Score(sample.id, 0.0) if _failed(completion) else item.task.score(sample, completion)
     if not 0 <= score.value <= 1:
         raise UserError(f"task {sample.task} scored {sample.id!r} {score.value}, outside [0, 1]: a fault of that task")
     row = make_row(sample, completion, score, cell=item.cell.facets, chance=item.cell.chance)

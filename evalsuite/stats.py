@@ -153,6 +153,16 @@ def detectable(discordance: float, n: int, *, alpha: float = 0.05, power: float 
     return float(special.ndtri(1 - alpha) + special.ndtri(power)) * math.sqrt(discordance / n)
 
 
+def pass_at_k(draws: int, passed: int, k: int) -> float:
+    """Chance that one of k answers passes, from `draws` of which `passed` did: unbiased (Chen et al. 2021).
+
+    Raises ValueError for more than was drawn: no unbiased estimate exists.
+    """
+    if not 0 < k <= draws or not 0 <= passed <= draws:
+        raise ValueError(f"pass@{k} of {passed} passed among {draws} draws is not defined")
+    return 1.0 - math.prod(1 - k / i for i in range(draws - passed + 1, draws + 1)) if draws - passed >= k else 1.0
+
+
 def above_chance(score: float, chance: float) -> float:
     """Floor-corrected score: 0 at chance, 1 at perfect."""
     return (score - chance) / (1 - chance) if chance < 1 else 0.0

@@ -290,7 +290,7 @@ def _part(missing: str) -> str:
 
 def _same(task: Mapping[str, Any]) -> dict[str, Any]:
     """What has to agree for two requests of one task to be one run."""
-    return {**{k: task.get(k) for k in ("version", "seed", "wording")}, "data": task.get("data") or {}}
+    return {**{k: task.get(k) for k in ("version", "seed", "wording", "tier")}, "data": task.get("data") or {}}
 
 
 def _asked(request: Mapping[str, Any]) -> dict[str, Any]:

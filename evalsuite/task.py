@@ -123,6 +123,19 @@ class Averaged(Protocol):
         ...
 
 
+@runtime_checkable
+class Executing(Protocol):
+    """A task that runs what the model wrote. Its answers are scored many at once, because running is mostly waiting."""
+
+    def tier(self) -> str:
+        """The sandbox in which answers run, for the run's record. Raises UserError where this machine has none."""
+        ...
+
+    def scores(self, answered: Sequence[tuple[Sample, Completion]]) -> Sequence[Score]:
+        """Judge several completions, in their order; none of them is an error."""
+        ...
+
+
 def generator(*key: object) -> random.Random:
     """A random generator that depends on the key alone: same draws on every machine and PYTHONHASHSEED."""
     text = "\x1f".join(map(str, key))

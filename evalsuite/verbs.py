@@ -15,7 +15,7 @@ from evalsuite import plan, table
 from evalsuite import task as tasks
 from evalsuite.compare import Comparison
 from evalsuite.errors import UserError, unknown
-from evalsuite.task import Request
+from evalsuite.task import Executing, Request
 
 EMPTY: tuple[object, ...] = ("", [], {})
 WORDINGS = ("natural", "terse")
@@ -37,12 +37,13 @@ class Asked:
     resume: bool = False
     device: str = "auto"
     as_json: bool = False
+    unsandboxed: bool = False
 
 
 def run(asked: Asked) -> None:
     """Run every model in turn, then show them side by side on standard output."""
     from evalsuite import compare as comparing
-    from evalsuite import models, progress, runner
+    from evalsuite import models, progress, runner, sandbox
     from evalsuite.store import Run
 
     selection = plan.select(
@@ -55,6 +56,10 @@ def run(asked: Asked) -> None:
     )
     if asked.wording and asked.wording not in WORDINGS:
         raise unknown("wording", asked.wording, WORDINGS)
+    sandbox.allow_unsandboxed(asked.unsandboxed)
+    for task in selection.tasks.values():  # no sandbox is said before a model is loaded
+        if isinstance(task, Executing):
+            task.tier()
     specs = split_models(asked.models)
     for spec in specs:  # the last name is wrong at once, not after the first has run for hours
         models.check(spec)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,21 @@ class OwnModel:
                     jobs.append((sample, Job(prompt, sample.max_new_tokens, sample.stop, sample.id)))
                     continue
             yield Completion(sample.id, "", len(prompt), finish="error", error=error)
-        for i, answer in self.engine.generate([job for _, job in jobs], self.sampling):
-            sample, job = jobs[i]
-            yield Completion(sample.id, answer.text, len(job.prompt), len(answer.tokens), (), answer.finish)
+        for sampling in dict.fromkeys(self._sampling(sample) for sample, _ in jobs):
+            alike = [(sample, job) for sample, job in jobs if self._sampling(sample) == sampling]
+            for i, answer in self.engine.generate([job for _, job in alike], sampling):
+                sample, job = alike[i]
+                yield Completion(sample.id, answer.text, len(job.prompt), len(answer.tokens), (), answer.finish)
         for i, values in self.engine.score([ask for _, ask, _ in asks]):
             sample, _, length = asks[i]
             best = max(range(len(values)), key=values.__getitem__)
             yield Completion(sample.id, sample.choices[best], length, choice_logprobs=tuple(values))
+
+    def _sampling(self, sample: Sample) -> Sampling:
+        """The sample's own way of drawing, else the model's."""
+        if not sample.temperature:
+            return self.sampling
+        return replace(self.sampling, temperature=sample.temperature, top_p=sample.top_p)
 
     def _fits(self, prompt: int, new: int) -> str:
         if not prompt:

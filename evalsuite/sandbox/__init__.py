@@ -24,6 +24,7 @@ __all__ = [
     "Verdict",
     "allow_unsandboxed",
     "available",
+    "chosen",
     "close",
     "definitions",
     "evaluate",

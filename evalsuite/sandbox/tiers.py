@@ -85,7 +85,7 @@ def chosen() -> str:
     """The tier to run in. Raises UserError where there is none and nobody has allowed that."""
     best = tier()
     if best.name == "none" and not _unsandboxed:
-        raise UserError(f"{best.says}; without walls: evalsuite.sandbox.allow_unsandboxed(True)")
+        raise UserError(f"{best.says}; to run code without walls: --allow-unsandboxed, or allow_unsandboxed(True)")
     return best.name
 
 

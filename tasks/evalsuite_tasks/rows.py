@@ -14,7 +14,7 @@ from evalsuite.errors import UserError
 
 Row = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
-SPLITS = ("train", "validation", "val", "dev", "test")
+SPLITS = ("train", "validation", "val", "dev", "test", "prompt")
 
 
 class UnreachableError(UserError):

@@ -1,0 +1,154 @@
+"""HumanEval and MBPP with lm-eval's prompts and stops, and EvalPlus: the same problems under many more inputs.
+
+HumanEval (Chen et al. 2021, arXiv 2107.03374): a function's head and docstring, to be completed. Its tests may lean on
+functions of the prompt (32, 38, 50), which therefore come from the benchmark, not from the candidate.
+MBPP (Austin et al. 2021, arXiv 2108.07732): problems 11 to 510 after examples 2, 3 and 4.
+EvalPlus (Liu et al. 2023, arXiv 2305.01210): the hub's columns, where `test` holds inputs and results; for HumanEval+
+also the file of its release, where the canonical solution gives the results. For MBPP+ lm-eval runs MBPP's own three
+tests; here EvalPlus' run. lm-eval ends every run after 3 s; here the clock also counts waiting for a core.
+"""
+
+import json
+import re
+
+from evalsuite import sandbox
+from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, text, texts
+from evalsuite_tasks.rows import Row
+
+LARGE = 100_000  # characters; a test of EvalPlus is longer, and its parsing slow
+SLOW = ("MBPP/123",)  # its reference sums the divisors of 10,000 numbers one by one, 5 s of a CPU
+# EvalPlus' rules: floats are close within 1e-6, or the problem's own tolerance; a root is any point near a zero.
+PLUS = """
+import copy, json, math
+
+def _floats(x):
+    return isinstance(x, float) or isinstance(x, (list, tuple)) and all(isinstance(y, float) for y in x)
+
+def _close(x, y, within):
+    if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
+        return len(x) == len(y) and all(_close(a, b, within) for a, b in zip(x, y))
+    numbers = isinstance(x, (int, float)) and isinstance(y, (int, float))
+    return math.isclose(x, y, rel_tol=1e-07, abs_tol=within) if numbers else x == y
+
+def check(candidate):
+    for given in json.loads(INPUTS):
+        found = candidate(*copy.deepcopy(given))
+        if ENTRY == "find_zero":
+            assert abs(poly(given[0], found)) <= (ATOL or 1e-4)
+            continue
+        wanted = REFERENCE(*copy.deepcopy(given))
+        within = ATOL or (1e-6 if _floats(wanted) else 0)
+        assert found == wanted or within and _close(found, wanted, within), f"{str(given)[:60]} gives {str(found)[:60]}"
+"""
+
+
+def _humaneval(row: Row) -> Problem:
+    prompt, solution, entry = (text(row, column) for column in ("prompt", "canonical_solution", "entry_point"))
+    solved = prompt + solution
+    check_python(solved, "prompt with its canonical_solution", entry)
+    if "test" in row:
+        test = text(row, "test")
+        if "def check(" not in test:
+            raise ValueError("its test defines no check")
+        if len(test) < LARGE:
+            check_python(test, "test")
+        test = sandbox.helpers(solved, entry) + test
+    else:
+        given = json.dumps([*row["base_input"], *row["plus_input"]])
+        rules = PLUS.replace("INPUTS", repr(given)).replace("ENTRY", repr(entry)).replace("REFERENCE", entry)
+        test = f"{solved}\n{rules.replace('ATOL', repr(float(row['atol'])))}"
+    return Problem(
+        text(row, "task_id"), prompt, "", prompt, f"{test}\ncheck(candidate)\n", solution.rstrip("\n"), entry
+    )
+
+
+def _number(row: Row) -> int:
+    return int(str(row["task_id"]).rpartition("/")[2])
+
+
+def _mbpp(row: Row) -> Problem:
+    """MBPP, and MBPP+ in the hub's columns, where `prompt` stands for `text` and `test` for more tests."""
+    code, shown = text(row, "code"), texts(row, "test_list")
+    check_python(code, "code")
+    task = text(row, "prompt" if "prompt" in row else "text")
+    before = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
+    own = text(row, "test") if "test" in row else "\n".join([before, *shown])
+    if len(own) < LARGE:
+        check_python(own, "test")
+    tests = "".join(f"{each}\n" for each in shown[:3])
+    prompt = (
+        f"You are an expert Python programmer, and here is your task: {task} Your code should pass these tests:\n\n"
+    )
+    name = f"MBPP/{_number(row)}"
+    begin = "[BEGIN]\n"
+    return Problem(
+        name,
+        prompt + tests,
+        begin,
+        "",
+        own,
+        code,
+        names=tuple(sandbox.definitions(code)),
+        example=f"{prompt}{tests}{begin}{code}\n[DONE]\n\n",
+    )
+
+
+def _plus(row: Row) -> Problem:
+    if "test" not in row:
+        raise ValueError("it has no column test, as the hub's evalplus/mbppplus has")
+    return _mbpp(row)
+
+
+def _function(answer: str, problem: Problem) -> str | None:
+    """MBPP's answer: all of it, or what stands in a fence where the model puts one around its code."""
+    fenced = re.search(r"```(?:python)?\n(.*?)(?:\n```|\Z)", answer, re.DOTALL)
+    return (fenced[1] if fenced else answer) or None
+
+
+HUMANEVAL = Benchmark(
+    name="humaneval",
+    data="humaneval",
+    hub=("openai/openai_humaneval", None),
+    what="HumanEval's rows (task_id, prompt, canonical_solution, test, entry_point)",
+    make=_humaneval,
+    stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+    room=1024,
+)
+HUMANEVAL_PLUS = Benchmark(
+    name="humaneval_plus",
+    data="humaneval_plus",
+    hub=("evalplus/humanevalplus", None),
+    what="HumanEval+'s rows (task_id, prompt, canonical_solution, entry_point; test, or base_input, plus_input, atol)",
+    make=_humaneval,
+    stop=HUMANEVAL.stop,
+    room=1024,
+    seconds=lambda problem: 60.0,
+)
+MBPP = Benchmark(
+    name="mbpp",
+    data="mbpp",
+    hub=("google-research-datasets/mbpp", "full"),
+    what="MBPP's rows (task_id, text, code, test_list, test_setup_code)",
+    make=_mbpp,
+    stop=("[DONE]",),
+    room=512,
+    shots=3,
+    wanted=lambda row: 11 <= _number(row) <= 510,
+    code=_function,
+    seconds=lambda problem: 40.0 if problem.name in SLOW else 10.0,
+)
+SHOTS = Benchmark(
+    **{name: getattr(MBPP, name) for name in MBPP.__slots__} | {"wanted": lambda row: _number(row) in (2, 3, 4)}
+)
+MBPP_PLUS = Benchmark(
+    name="mbpp_plus",
+    data="mbpp_plus",
+    hub=("evalplus/mbppplus", None),
+    what="MBPP+'s rows in the hub's columns (task_id, prompt, code, test_list, test_imports, test)",
+    make=_plus,
+    stop=("[DONE]",),
+    room=512,
+    shots=3,
+    code=_function,
+    seconds=lambda problem: 60.0,
+)
