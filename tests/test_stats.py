@@ -171,3 +171,15 @@ def test_above_chance() -> None:
     assert stats.above_chance(0.25, 0.25) == 0
     assert stats.above_chance(1.0, 0.25) == 1
     assert stats.above_chance(1.0, 1.0) == 0
+
+
+def test_pass_at_k() -> None:
+    assert stats.pass_at_k(10, 3, 1) == pytest.approx(0.3)
+    assert stats.pass_at_k(5, 0, 5) == 0.0
+    assert stats.pass_at_k(5, 3, 3) == 1.0
+    for draws, passed, k in ((7, 2, 3), (100, 1, 10), (12, 11, 1), (6, 6, 2), (6, 0, 2)):
+        wanted = 1 - math.comb(draws - passed, k) / math.comb(draws, k)
+        assert stats.pass_at_k(draws, passed, k) == pytest.approx(wanted)
+    for draws, passed, k in ((3, 1, 4), (3, 4, 1), (3, 1, 0), (0, 0, 1)):
+        with pytest.raises(ValueError, match="not defined"):
+            stats.pass_at_k(draws, passed, k)

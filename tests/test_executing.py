@@ -1,0 +1,171 @@
+"""Tasks that run code: judged many at once, never without walls unasked, and never compared across walls in silence."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalsuite import compare, plan, runner, sandbox, store, table, verbs
+from evalsuite.errors import UserError
+from evalsuite.models.base import Speed
+from evalsuite.records import Completion, Sample, Score
+from evalsuite.sandbox import tiers
+from evalsuite.task import Cell, Request, sample_id
+
+
+class Runs:
+    """Three draws of each problem; two of three pass."""
+
+    name, version, licence, source, needs = "runs", 1, "CC0-1.0", "here", ""
+    where = "T1"
+
+    def __init__(self) -> None:
+        self.pools: list[int] = []
+
+    def subtasks(self) -> tuple[str, ...]:
+        return ()
+
+    def knobs(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def cells(self, request: Request) -> list[Cell]:
+        return [Cell("runs", {"temperature": 0.5, "draw": draw}) for draw in range(3)]
+
+    def missing(self, request: Request) -> dict[str, str]:
+        return {}
+
+    def sample(self, cell: Cell, index: int, request: Request, count: Any) -> Sample:
+        made = sample_id(cell.task, cell.facets, index)
+        return Sample(made, "runs", f"problem {index}", ("x",), cluster=f"runs/{index}", facets=cell.facets)
+
+    def score(self, sample: Sample, completion: Completion) -> Score:
+        raise AssertionError("answers that run are scored together")
+
+    def tier(self) -> str:
+        return self.where
+
+    def scores(self, answered: Sequence[tuple[Sample, Completion]]) -> list[Score]:
+        self.pools.append(len(answered))
+        return [Score(s.id, float(int(s.facets["draw"]) < 2)) for s, _ in answered]
+
+
+class Fake:
+    name, context, wording = "fake", 128, "natural"
+
+    def __init__(self, broken: int = -1) -> None:
+        self.asked: list[str] = []
+        self.speed, self.broken = Speed(), broken
+
+    def identity(self) -> dict[str, Any]:
+        return {"weights": 1}
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def cost(self, length: int) -> dict[str, int]:
+        return {}
+
+    def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+        for sample in samples:
+            self.asked.append(sample.id)
+            error = "server said 500" if len(self.asked) - 1 == self.broken else ""
+            yield Completion(sample.id, "word", 2, 2, finish="error" if error else "stop", error=error)
+
+
+def go(out: Path, task: Runs, model: Fake | None = None, limit: int = 40) -> store.Run:
+    selection = plan.Selection({"runs": task}, {"runs": ()}, limit=limit)
+    return runner.run(model or Fake(), plan.make(selection, "natural"), out)
+
+
+def test_answers_are_judged_in_pools_and_errors_never(tmp_path: Path) -> None:
+    task = Runs()
+    run = go(tmp_path, task, Fake(broken=5))
+    assert sum(task.pools) == 119
+    assert max(task.pools) <= runner.POOL
+    assert len(task.pools) == 2
+    assert run.meta["tasks"]["runs"]["tier"] == "T1"
+    assert [row["score"] for row in run.rows if row["error"]] == [0.0]
+    again = Fake()
+    go(tmp_path, task, again)
+    assert again.asked == []
+
+
+def test_draws_are_one_line_with_clusters_of_problems(tmp_path: Path) -> None:
+    result = compare.compare([go(tmp_path, Runs())])
+    (line,) = result.scores
+    (estimate,) = line.estimates
+    assert estimate is not None
+    assert (estimate.n, estimate.clusters) == (120, 40)
+    assert estimate.value == pytest.approx(2 / 3)
+    assert dict(result.cells[0].keys) == {"task": "runs", "temperature": 0.5}
+
+
+def test_a_run_of_one_tier_is_not_gone_on_with_in_another(tmp_path: Path) -> None:
+    task = Runs()
+    go(tmp_path, task, limit=2)
+    task.where = "none"
+    with pytest.raises(UserError, match=r'runs\.tier: "T1" -> "none"'):
+        go(tmp_path, task, limit=3)
+
+
+def test_runs_of_different_tiers_are_compared_with_a_warning(tmp_path: Path) -> None:
+    task = Runs()
+    one = go(tmp_path / "one", task, limit=4)
+    task.where = "T2"
+    two = go(tmp_path / "two", task, limit=4)
+    text = table.as_markdown(compare.compare([one, two]))
+    assert "UNLIKE runs: its answers ran in sandboxes of different tiers, T1 and T2: the scores do not compare" in text
+    assert "UNLIKE" not in table.as_markdown(compare.compare([one, one]))
+
+
+ROW = {
+    "task_id": "HumanEval/0",
+    "prompt": "def one():\n",
+    "canonical_solution": "    return 1\n",
+    "entry_point": "one",
+    "test": "def check(candidate):\n    assert candidate() == 1\n",
+}
+
+
+def test_without_a_sandbox_no_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "h.jsonl").write_text(json.dumps(ROW))
+    monkeypatch.setattr(
+        tiers, "tier", lambda: sandbox.Tier("none", "no sandbox on this machine: bubblewrap is missing")
+    )
+
+    def unloaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("it comes to that only where code may run")
+
+    monkeypatch.setattr("evalsuite.models.load", unloaded)
+    asked: dict[str, Any] = {
+        "models": ["full"],
+        "tasks": ["code.humaneval"],
+        "data": [f"humaneval={tmp_path / 'h.jsonl'}"],
+        "wording": "natural",
+        "out": str(tmp_path / "runs"),
+    }
+    with pytest.raises(UserError, match=r"bubblewrap is missing; .*--allow-unsandboxed") as caught:
+        verbs.run(verbs.Asked(**asked))
+    assert "\n" not in str(caught.value)
+    try:
+        with pytest.raises(AssertionError, match="where code may run"):
+            verbs.run(verbs.Asked(**asked, unsandboxed=True))
+    finally:
+        sandbox.allow_unsandboxed(False)
+
+
+def test_draws_of_our_own_model_differ_and_come_again(tmp_path: Path) -> None:
+    from evalsuite import models
+
+    model = models.load("full", device="cpu")
+    samples = [
+        Sample(f"s/{i}", "t", "edge bade kilo ask bade next", ("",), max_new_tokens=8, temperature=heat, top_p=0.95)
+        for i, heat in enumerate([0.0, 0.0, 2.0, 2.0, 2.0, 2.0])
+    ]
+    texts = [{c.sample_id: c.text for c in model.answer(part)} for part in (samples, samples[::-1], samples[3:4])]
+    assert texts[0] == texts[1]
+    assert texts[2]["s/3"] == texts[0]["s/3"]
+    assert texts[0]["s/0"] == texts[0]["s/1"]
+    assert len({texts[0][f"s/{i}"] for i in range(2, 6)}) > 1
