@@ -12,7 +12,7 @@ import pytest
 from evalsuite.records import Sample
 from evalsuite.task import Request, load
 
-FAMILIES = ("multihop", "ruler", "knowledge", "trace")
+FAMILIES = ("multihop", "ruler", "knowledge", "trace", "longcode")
 LENGTHS = {"natural": (2048,), "terse": (512,)}
 LIMIT = 3
 

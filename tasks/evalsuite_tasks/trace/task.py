@@ -59,45 +59,23 @@ class _Item:
         return longest if near else asked
 
 
-class Trace(Family):
-    """Programs followed line by line, and what they hold at the end. A knob is a column of the subtasks it concerns.
+class Programs(Family):
+    """A family of programs whose natural wording is Python; its subtasks are `kinds`."""
 
-    The program is fixed by its knobs alone and comments fill the length, so load and distance are two axes. `index` as
-    digit or variable, and `deref` of 1 to 6 hops, are asked at the end of the same text; where the longest question
-    would leave more than 1/32 of the length empty, the shorter ones get more comments around the same program.
-    """
+    version: int
+    kinds: ClassVar[Mapping[str, Kind]]
 
-    name = "trace"
-    version = 1
-    licence = "Apache-2.0"
-    source = "generated; after arXiv 2510.26692 section 5.1 (palindrome, stack) and arXiv 2512.17351 (hops)"
-    needs = ""
-    parts: ClassVar = {kind.name: kind.knobs for kind in KINDS.values()}
-    defaults: ClassVar[Mapping[str, tuple[Facet, ...]]] = {
-        "hops": (1, 2, 4),
-        "lines": (64,),
-        "variables": (16,),
-        "steps": (16, 32, 64),
-        "arrays": (2,),
-        "size": (8,),
-        "overwrites": (1,),
-        "by": ("digit", "variable"),
-        "facts": (32,),
-        "items": (16,),
-        "stacks": (4,),
-        "operations": (64,),
-    }
-    words: ClassVar = {"by": ("digit", "variable")}
-    least: ClassVar = {knob: int(knob not in ("hops", "overwrites")) for knob in defaults if knob != "by"}
+    def _kind(self, cell: Cell) -> Kind:
+        return self.kinds[cell.task.partition(".")[2]]
 
     def chance(self, cell: Cell, request: Request, count: Count) -> float:
         """Expected score of a guess. Raises UserError where the cell cannot be made."""
         self._item(cell, 0, request, count)
-        return _kind(cell).chance(cell.facets)
+        return self._kind(cell).chance(cell.facets)
 
     def _item(self, cell: Cell, index: int, request: Request, count: Count) -> _Item:
         """Draw the program of a sample. UserError where there is none, or where it alone is longer than the length."""
-        kind, facets = _kind(cell), cell.facets
+        kind, facets = self._kind(cell), cell.facets
         if fault := kind.fault(facets):
             raise UserError(f"{cell.task}: {fault}")
         shared = _shared(kind, facets)
@@ -114,7 +92,7 @@ class Trace(Family):
 
     def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
         """Question `index` of a cell. Raises UserError where its program alone is longer than the length."""
-        kind, facets, length = _kind(cell), cell.facets, int(cell.facets["length"])
+        kind, facets, length = self._kind(cell), cell.facets, int(cell.facets["length"])
         item = self._item(cell, index, request, count)
         terse, program, question = item.terse, item.program, item.program.question
         widest = item.widest(length, count)
@@ -160,13 +138,42 @@ class Trace(Family):
         detail = {"hops_done": answers.hops_done(walk, answer, int(sample.facets["hops"]))} if walk else {}
         return Score(sample.id, float(answer == target), answer, detail)
 
+
+class Trace(Programs):
+    """Programs followed line by line, and what they hold at the end. A knob is a column of the subtasks it concerns.
+
+    The program is fixed by its knobs alone and comments fill the length, so load and distance are two axes. `index` as
+    digit or variable, and `deref` of 1 to 6 hops, are asked at the end of the same text; where the longest question
+    would leave more than 1/32 of the length empty, the shorter ones get more comments around the same program.
+    """
+
+    name = "trace"
+    version = 1
+    licence = "Apache-2.0"
+    source = "generated; after arXiv 2510.26692 section 5.1 (palindrome, stack) and arXiv 2512.17351 (hops)"
+    needs = ""
+    kinds = KINDS
+    parts: ClassVar = {kind.name: kind.knobs for kind in KINDS.values()}
+    defaults: ClassVar[Mapping[str, tuple[Facet, ...]]] = {
+        "hops": (1, 2, 4),
+        "lines": (64,),
+        "variables": (16,),
+        "steps": (16, 32, 64),
+        "arrays": (2,),
+        "size": (8,),
+        "overwrites": (1,),
+        "by": ("digit", "variable"),
+        "facts": (32,),
+        "items": (16,),
+        "stacks": (4,),
+        "operations": (64,),
+    }
+    words: ClassVar = {"by": ("digit", "variable")}
+    least: ClassVar = {knob: int(knob not in ("hops", "overwrites")) for knob in defaults if knob != "by"}
+
     def document(self, subtask: str, seed: int, index: int, budget: int, **knobs: Facet) -> Document:
         """Training document number `index`, at most `budget` words; no set of names is shared with an evaluation."""
         return documents.document(subtask, seed, index, budget, knobs)
-
-
-def _kind(cell: Cell) -> Kind:
-    return KINDS[cell.task.partition(".")[2]]
 
 
 def _shared(kind: Kind, facets: Facets) -> tuple[str, ...]:

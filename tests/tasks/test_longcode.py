@@ -1,0 +1,278 @@
+"""What longcode asks is what Python says; and who skips the look-ups, the aliases or the operations knows nothing.
+
+Two interpreters that know nothing of the generators judge them: Python runs the natural text, `terse` reads the other.
+"""
+
+import re
+from collections import Counter
+from functools import cache
+from statistics import fmean
+
+import pytest
+
+from evalsuite import models
+from evalsuite.errors import UserError
+from evalsuite.lexicon import DIGITS, NAMES, WORDS
+from evalsuite.records import Completion
+from evalsuite.task import Request, load, uses
+from evalsuite_tasks.multihop.preview import preview
+
+TASK = load("longcode")
+CASES = {
+    "crux_exploded": {"hops": 4, "form": "exploded"},
+    "crux_exploded-one": {"hops": 1, "form": "exploded", "functions": 8},
+    "crux_exploded-inlined": {"hops": 4, "form": "inlined"},
+    "aliases": {"hops": 4},
+    "aliases-none": {"hops": 0, "overwrites": 0},
+    "aliases-more": {"hops": 2, "overwrites": 2},
+    "latent_list": {"steps": 20},
+    "latent_list-one": {"steps": 1},
+    "latent_list-wide": {"steps": 5, "lists": 6, "size": 8},
+}
+
+
+def by_word(text):
+    return len(text.split()) + 1
+
+
+def by_piece(text):
+    """Like a subword tokenizer: pieces of at most four letters, other signs one each."""
+    return len(re.findall(r"[a-z]{1,4}|\d|[^\sa-z\d]|\n", text.lower()))
+
+
+@cache
+def ask(case, *, n=200, wording="terse", length=1024, seed=0, count=by_word, **knobs):
+    given = {k: (v,) for k, v in {**CASES[case], **knobs}.items()}
+    request = Request((case.partition("-")[0],), (length,), given, seed=seed, wording=wording)
+    (cell,) = TASK.cells(request)
+    return tuple(TASK.sample(cell, i, request, count) for i in range(n))
+
+
+def value(case, answers, **asked):
+    """Mean score of `answers(sample)`."""
+    samples = ask(case, **asked)
+    return fmean(TASK.score(s, Completion(s.id, answers(s), 1)).value for s in samples)
+
+
+def statements(sample):
+    """The lines of a terse text without noise, and the question."""
+    words = sample.text.split()
+    starts = [
+        i
+        for i, word in enumerate(words)
+        if word in ("noise", "def", "list", "push", "add", "pop", "next", "swap", "set", "get")
+        or (word == "call" and words[i + 2 : i + 3] == ["answer"])
+        or (word in NAMES and words[i + 1 : i + 2] == ["="])
+    ]
+    lines = [words[a:b] for a, b in zip(starts, [*starts[1:], len(words)], strict=True)]
+    return [line for line in lines if line[0] != "noise"]
+
+
+def terse(sample):  # noqa: C901 - one case a statement
+    """What a terse program says of its question."""
+    bound, objects, functions, lists = {}, [], {}, {}
+    for line in statements(sample):
+        match line:
+            case ["def", name, *body]:
+                functions[name] = body
+            case ["call", name, "answer"]:
+                return str(called(functions, name) % 10)
+            case [name, "=", other]:
+                if other in DIGITS:
+                    objects.append(other)
+                bound[name] = len(objects) - 1 if other in DIGITS else bound[other]
+            case ["set", name, digit]:
+                objects[bound[name]] = digit
+            case ["get", name]:
+                return objects[bound[name]]
+            case ["list", name, *items]:
+                lists[name] = items
+            case ["get", name, "[", place, "]"]:
+                return lists[name][int(place)]
+            case [operation, name, *item]:
+                OPERATIONS[operation](lists[name], *item)
+    raise AssertionError("no question")
+
+
+OPERATIONS = {
+    "push": list.append,
+    "add": lambda items, item: items.insert(0, item),
+    "pop": list.pop,
+    "next": lambda items: items.pop(0),
+    "swap": list.reverse,
+}
+
+
+def called(functions, name):
+    body = functions[name]
+    if body[0] == "is":
+        return sum(int(word) for word in body[1:] if word != "+")
+    assert body[-2] == "+"
+    return int(body[-1]) + sum(called(functions, word) for word in body[:-2] if word != "call")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interpreter_of_the_terse_text_agrees(case):
+    for sample in ask(case):
+        assert set(sample.text.split()) <= set(WORDS)
+        assert (terse(sample),) == sample.target
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_python_agrees_with_the_natural_text(case):
+    for sample in ask(case, n=60, wording="natural", length=4096, count=by_piece):
+        program, _, question = sample.prompt.partition("comments and do nothing.\n")[2].rpartition("\n\n")
+        space = {}
+        exec(program, space)
+        expression = re.search(r"value of (\S+) at the end", question)[1]
+        assert sample.answer_prefix == f"The value of {expression} is"
+        assert str(eval(expression, space)) == sample.target[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("wording", "count"), [("terse", by_word), ("natural", by_piece)])
+def test_a_length_is_kept_and_filled(case, wording, count):
+    for length in (1024, 4096):
+        for sample in ask(case, n=8, wording=wording, length=length + 1024, count=count):
+            used = count(sample.text) + sample.max_new_tokens
+            assert 0.95 * (length + 1024) <= used <= length + 1024
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_wordings_have_one_answer_and_right_ones_score(case):
+    one, two = (ask(case, n=40, wording=w, length=4096) for w in ("terse", "natural"))
+    assert [s.target for s in one] == [s.target for s in two]
+    assert value(case, lambda s: s.target[0]) == 1.0
+    assert value(case, lambda s: f" {s.target[0]}.", wording="natural", length=4096) == 1.0
+    assert value(case, lambda s: "") == 0.0
+    assert value(case, lambda s: " ".join(DIGITS) + " " + " ".join(NAMES)) == 0.0
+
+
+def test_a_body_that_was_not_read_leaves_chance():
+    """Adding up all of a caller's digits but one, or following no helper at all."""
+
+    def partly(sample, known):
+        functions = {line[1]: line[2:] for line in statements(sample) if line[0] == "def"}
+        body = functions[statements(sample)[-1][1]]
+        names = [word for word in body[:-2] if word != "call"][:known]
+        return str((int(body[-1]) + sum(called(functions, name) for name in names)) % 10)
+
+    for known in (0, 1, 3):
+        assert value("crux_exploded", lambda s, k=known: partly(s, k), n=600) < 0.1 + 3 * 0.0123
+    assert value("crux_exploded", lambda s: partly(s, 4), n=600) == 1.0
+
+
+def test_the_control_is_the_same_module_with_the_bodies_in_its_callers():
+    for one, two in zip(ask("crux_exploded", n=40), ask("crux_exploded-inlined", n=40), strict=True):
+        assert one.target == two.target
+        assert one.cluster == two.cluster
+        a, b = statements(one), statements(two)
+        assert len(a) == len(b) == 32 + 4 + 1
+        different = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
+        assert len(different) == 4
+        assert all("call" in x and "call" not in y for x, y in different)
+        assert a[-1] == b[-1]
+
+
+def test_what_an_alias_itself_shows_is_stale():
+    def last(sample, name):
+        written = [line[2] for line in statements(sample) if line[:2] == ["set", name]]
+        return written[-1] if written else ""
+
+    def asked(sample):
+        return statements(sample)[-1][1]
+
+    samples = ask("aliases", n=400)
+    assert all(last(s, asked(s)) not in ("", s.target[0]) for s in samples)
+    bindings = [Counter(line[0] for line in statements(s) if line[1] == "=")[asked(s)] for s in samples]
+    assert set(bindings) == {2}  # one stale binding, and the one that counts
+    newest = [next(line[2] for line in reversed(statements(s)) if line[0] == "set") for s in samples]
+    assert fmean(a == s.target[0] for a, s in zip(newest, samples, strict=True)) < 0.16
+    assert max(Counter(s.target[0] for s in samples).values()) < 0.17 * len(samples)
+
+    def first_binding(sample):  # follows the stale binding, then reads the object rightly
+        lines = statements(sample)
+        other = next(line[2] for line in lines if line[:2] == [asked(sample), "="])
+        return terse(
+            type(sample)(**{**fields(sample), "prompt": " ".join(map(" ".join, lines[:-1])) + f" get {other}"})
+        )
+
+    assert fmean(first_binding(s) == s.target[0] for s in samples[:100]) < 0.05
+
+
+def fields(sample):
+    return {name: getattr(sample, name) for name in sample.__dataclass_fields__}
+
+
+def test_hops_are_asked_at_the_end_of_one_text():
+    texts = [[s.prompt.rpartition(" get ")[0] for s in ask("aliases", n=30, hops=hops)] for hops in (0, 1, 2, 4)]
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert len({s.cluster for hops in (0, 4) for s in ask("aliases", n=30, hops=hops)}) == 30
+
+
+def test_the_last_write_is_anywhere_in_the_text():
+    depths = sorted(float(s.facets["depth"]) for s in ask("aliases", n=400, length=2048))
+    assert depths[40] < 0.25
+    assert depths[-40] > 0.85
+
+
+def test_the_initial_list_alone_says_nothing():
+    def start(sample):
+        lines = statements(sample)
+        name, place = lines[-1][1], int(lines[-1][3])
+        items = next(line[2:] for line in lines if line[:2] == ["list", name])
+        return items[place] if place < len(items) else items[-1]
+
+    for case in ("latent_list", "latent_list-wide"):
+        assert value(case, start, n=300) == 0.0
+    for shift in (-2, -1, 1, 2):
+
+        def shifted(sample, shift=shift):
+            lines = statements(sample)
+            items = next(line[2:] for line in lines if line[:2] == ["list", lines[-1][1]])
+            return items[(int(lines[-1][3]) + shift) % len(items)]
+
+        assert value("latent_list", shifted, n=300) < 1 / 6
+    newest = [
+        next((line[2] for line in reversed(statements(s)) if line[0] in ("push", "add")), "")
+        for s in ask("latent_list")
+    ]
+    assert fmean(a == s.target[0] for a, s in zip(newest, ask("latent_list"), strict=True)) < 1 / 6
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"hops": (5,), "functions": (9,)}, "at least functions=10"),
+        ({"functions": (497,)}, "at most 496"),
+        ({"hops": (17,)}, "give 0 to 16"),
+        ({"size": (9,)}, "3 to 8 items"),
+        ({"lists": (40,), "steps": (20,)}, "fewer of each"),
+        ({"hops": (16,)}, "smaller program or a longer text"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(knobs, said):
+    reasons = TASK.missing(Request(lengths=(512,), knobs=knobs, wording="terse")).values()
+    assert any(said in reason and "\n" not in reason for reason in reasons)
+
+
+def test_what_does_not_exist_is_refused():
+    for knobs in ({"form": ("exploted",)}, {"helpers": (3,)}, {"steps": (0,)}):
+        with pytest.raises(UserError):
+            TASK.cells(Request(knobs=knobs))
+    assert not uses(TASK, "humaneval")
+
+
+def test_the_preview_prints_a_sample(capsys):
+    preview(TASK, ["latent_list", "--steps", "5", "--length", "700"])
+    assert "# target:" in capsys.readouterr().out
+
+
+def test_shipped_checkpoints_can_be_asked():
+    model = models.load("full", device="cpu")
+    request = Request(lengths=(512,), wording="terse")
+    asked = [TASK.sample(cell, i, request, model.count) for cell in TASK.cells(request) for i in range(2)]
+    assert {s.task for s in asked} == {f"longcode.{part}" for part in TASK.subtasks()}
+    found = list(model.answer(asked))
+    assert [c.error for c in found] == [""] * len(asked)
+    assert all(c.prompt_tokens <= 512 for c in found)
