@@ -68,7 +68,7 @@ def statements(sample):
     return [line for line in lines if line[0] != "noise"]
 
 
-def terse(sample):  # noqa: C901 - one case a statement
+def terse(sample):
     """What a terse program says of its question."""
     bound, objects, functions, lists = {}, [], {}, {}
     for line in statements(sample):
