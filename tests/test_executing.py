@@ -169,3 +169,39 @@ def test_draws_of_our_own_model_differ_and_come_again(tmp_path: Path) -> None:
     assert texts[2]["s/3"] == texts[0]["s/3"]
     assert texts[0]["s/0"] == texts[0]["s/1"]
     assert len({texts[0][f"s/{i}"] for i in range(2, 6)}) > 1
+
+
+class Knows(Fake):
+    """Right about everything."""
+
+    context = 8192
+
+    def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+        for sample in samples:
+            right = next((c for c in sample.choices if c.strip() in sample.target), sample.target[0])
+            yield Completion(sample.id, right, 2, 2, choice_logprobs=tuple(float(c == right) for c in sample.choices))
+
+
+@pytest.mark.skipif(sandbox.tier().name == "none", reason=sandbox.tier().says)
+def test_code_and_mmlu_stand_beside_the_other_columns_where_data_are_given(tmp_path: Path) -> None:
+    questions = [
+        {"question": f"{i}?", "subject": "virology", "choices": ["a", "b", "c", "d"], "answer": i % 4} for i in range(6)
+    ]
+    for name, rows in (("mmlu-test", questions), ("mmlu-dev", questions[:5]), ("humaneval", [ROW])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    selection = plan.select(
+        ["multihop.graph", "knowledge.letter", "mmlu", "code.humaneval", "longcode"],
+        lengths=(2048,),
+        limit=2,
+        data=[f"mmlu={tmp_path / 'mmlu-test.jsonl'}", f"humaneval={tmp_path / 'humaneval.jsonl'}"],
+    )
+    run = runner.run(Knows(), plan.make(selection, "natural"), tmp_path / "runs")
+    result = compare.compare([run])
+    families = {str(line.get("family")): line.estimates[0] for line in result.families}
+    assert set(families) == {"multihop", "knowledge", "mmlu", "code", "longcode"}
+    assert {name: e.value for name, e in families.items() if e is not None} == dict.fromkeys(families, 1.0)
+    assert result.columns[0].summaries["code"] == {"humaneval pass@1": "100.0 [20.7, 100.0]"}
+    text = table.as_markdown(result)
+    assert all(
+        f"| {name}" in text for name in ("multihop.graph", "knowledge.letter", "mmlu", "code.humaneval", "longcode")
+    )

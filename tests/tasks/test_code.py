@@ -250,6 +250,7 @@ def test_missing_data_is_said_with_the_mend(given, tmp_path):
     assert list(lacks) == [f"code.{p}" for p in CODE.subtasks() if p != "humaneval"]
     assert "--data mbpp=PATH" in lacks["code.mbpp"]
     assert "closed lexicon" in CODE.missing(Request(wording="terse"))["code"]
+    assert CODE.cells(Request(data=given, wording="terse")) == CODE.cells(Request()) == []
     with pytest.raises(UserError, match=r"--set code\.shots=0"):
         CODE.cells(Request(("mbpp",), data={"mbpp": write(tmp_path / "few.jsonl", MBPP[5:6])}))
     with pytest.raises(UserError, match="twice"):

@@ -60,7 +60,7 @@ class Code:
         return [
             Cell(f"code.{part}", {**({"shots": shots} if bench.shots else {}), "temperature": heat, "draw": draw})
             for part, bench in PARTS.items()
-            if part in (request.subtasks or PARTS) and f"code.{part}" not in missing
+            if part in (request.subtasks or PARTS) and not {"code", f"code.{part}"} & missing.keys()
             for shots in (knobs["shots"] if bench.shots else (0,))
             for heat in map(float, knobs["temperature"])
             for draw in range(max(int(each) for each in knobs["draws"]))
