@@ -95,8 +95,11 @@ def judge_many(jobs: Sequence[Job], workers: int = 8) -> list[Verdict]:
     def one(job: Job) -> Verdict:
         return judge(job.program, job.test, entry=job.entry, names=job.names, limits=job.limits)
 
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         return list(pool.map(one, jobs))
+    finally:  # interrupted, it waits for those that run and starts no more
+        pool.shutdown(cancel_futures=True)
 
 
 def evaluate(program: str, expression: str, *, limits: Limits = Limits()) -> tuple[bool, Any, str]:

@@ -14,7 +14,8 @@ from evalsuite import models
 from evalsuite.errors import UserError
 from evalsuite.lexicon import DIGITS, NAMES, WORDS
 from evalsuite.records import Completion
-from evalsuite.task import Request, load, uses
+from evalsuite.task import Request, Trainable, load, uses
+from evalsuite_tasks.multihop.names import held_out
 from evalsuite_tasks.multihop.preview import preview
 
 TASK = load("longcode")
@@ -55,53 +56,73 @@ def value(case, answers, **asked):
     return fmean(TASK.score(s, Completion(s.id, answers(s), 1)).value for s in samples)
 
 
-def statements(sample):
-    """The lines of a terse text without noise, and the question."""
-    words = sample.text.split()
+HEADS = {"noise", "def", "list", "push", "add", "pop", "next", "swap", "set", "get"}
+
+
+def lines_of(words):
+    """The lines of a terse text, noise too."""
     starts = [
         i
         for i, word in enumerate(words)
-        if word in ("noise", "def", "list", "push", "add", "pop", "next", "swap", "set", "get")
+        if word in HEADS
         or (word == "call" and words[i + 2 : i + 3] == ["answer"])
         or (word in ALL and words[i + 1 : i + 2] == ["="])
     ]
-    lines = [words[a:b] for a, b in zip(starts, [*starts[1:], len(words)], strict=True)]
-    return [line for line in lines if line[0] != "noise"]
+    return [words[a:b] for a, b in zip(starts, [*starts[1:], len(words)], strict=True)]
+
+
+def statements(sample):
+    """The lines without noise, and the question."""
+    return [line for line in lines_of(sample.text.split()) if line[0] != "noise"]
+
+
+class Machine:
+    """Runs terse lines one by one; each says what its words have determined, None where nothing."""
+
+    def __init__(self):
+        self.bound, self.objects, self.functions, self.lists = {}, [], {}, {}
+
+    def run(self, line):
+        quiet = [None] * (len(line) - 1)
+        match line:
+            case ["def", name, *body]:
+                self.functions[name] = body
+                return self.defined(body)
+            case ["call", name, "answer"]:
+                return [*quiet, str(called(self.functions, name) % 10)]
+            case [name, "=", other] if other in DIGITS:
+                self.objects.append(other)
+                self.bound[name] = len(self.objects) - 1
+            case [name, "=", other]:
+                self.bound[name] = self.bound[other]
+                return [*quiet, self.objects[self.bound[name]]]
+            case ["set", name, digit]:
+                self.objects[self.bound[name]] = digit
+            case ["get", name]:
+                return [*quiet, self.objects[self.bound[name]]]
+            case ["get", name, "[", place, "]"]:
+                return [*quiet, self.lists[name][int(place)]]
+            case ["list", name, *items]:
+                self.lists[name] = items
+            case [operation, name, *item] if operation != "noise":
+                return [*quiet, OPERATIONS[operation](self.lists[name], *item)]
+        return [*quiet, None]
+
+    @staticmethod
+    def defined(body):
+        """An inlined sum is known digit by digit."""
+        if body[0] != "is" or len(body) == 2:
+            return [None] * (len(body) + 2)
+        sums = [
+            None if word == "+" else str(sum(map(int, body[1 : i + 2 : 2])) % 10) for i, word in enumerate(body[1:])
+        ]
+        return [None, None, None, *sums]
 
 
 def terse(sample):
     """What a terse program says of its question."""
-    bound, objects, functions, lists = {}, [], {}, {}
-    for line in statements(sample):
-        match line:
-            case ["def", name, *body]:
-                functions[name] = body
-            case ["call", name, "answer"]:
-                return str(called(functions, name) % 10)
-            case [name, "=", other]:
-                if other in DIGITS:
-                    objects.append(other)
-                bound[name] = len(objects) - 1 if other in DIGITS else bound[other]
-            case ["set", name, digit]:
-                objects[bound[name]] = digit
-            case ["get", name]:
-                return objects[bound[name]]
-            case ["list", name, *items]:
-                lists[name] = items
-            case ["get", name, "[", place, "]"]:
-                return lists[name][int(place)]
-            case [operation, name, *item]:
-                OPERATIONS[operation](lists[name], *item)
-    raise AssertionError("no question")
-
-
-OPERATIONS = {
-    "push": list.append,
-    "add": lambda items, item: items.insert(0, item),
-    "pop": list.pop,
-    "next": lambda items: items.pop(0),
-    "swap": list.reverse,
-}
+    machine = Machine()
+    return [machine.run(line) for line in statements(sample)][-1][-1]
 
 
 def called(functions, name):
@@ -110,6 +131,15 @@ def called(functions, name):
         return sum(int(word) for word in body[1:] if word != "+")
     assert body[-2] == "+"
     return int(body[-1]) + sum(called(functions, word) for word in body[:-2] if word != "call")
+
+
+OPERATIONS = {
+    "push": list.append,
+    "add": lambda items, item: items.insert(0, item),
+    "pop": list.pop,
+    "next": lambda items: items.pop(0),
+    "swap": list.reverse,
+}  # what a pop gives is known at the list's name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -277,3 +307,45 @@ def test_shipped_checkpoints_can_be_asked():
     found = list(model.answer(asked))
     assert [c.error for c in found] == [""] * len(asked)
     assert all(c.prompt_tokens <= 512 for c in found)
+
+
+@pytest.mark.parametrize("subtask", TASK.subtasks())
+@pytest.mark.parametrize("budget", [64, 127, 511])
+def test_labels_of_documents_are_what_running_them_gives(subtask, budget):
+    asked = 0
+    for index in range(60):
+        document = TASK.document(subtask, 1, index, budget)
+        assert len(document.words) == len(document.labels) <= budget
+        assert set(document.words) | (set(document.labels) - {None}) <= set(WORDS)
+        machine = Machine()
+        expected = [label for line in lines_of(list(document.words)) for label in machine.run(line)]
+        assert list(document.labels) == expected
+        asked += sum(label is not None for label in document.labels)
+    assert asked > 60 * budget / 30
+
+
+def test_documents_differ_by_number_and_hold_no_evaluation():
+    for subtask in TASK.subtasks():
+        made = {TASK.document(subtask, seed, i, 200) for seed in (0, 1) for i in range(30)}
+        assert len(made) == 60
+        assert TASK.document(subtask, 1, 7, 200) in made
+        for document in made:
+            assert not held_out(tuple({word for word in document.words if word in ALL}))
+    for case in CASES:
+        assert all(held_out(tuple({w for w in s.text.split() if w in ALL})) for s in ask(case, n=20))
+
+
+def test_knobs_of_documents_are_the_most_that_they_hold():
+    for i in range(20):
+        assert " ".join(TASK.document("crux_exploded", 0, i, 400, hops=1).words).count("call") > 0
+        assert max(TASK.document("latent_list", 0, i, 400, size=4).words.count("list"), 1) <= 6
+        assert TASK.document("latent_list", 0, i, 4000, lists=8, steps=32)
+        assert TASK.document("crux_exploded", 0, i, 8000, functions=240, hops=16)
+        assert TASK.document("aliases", 0, i, 4000, lines=400, names=240)
+    with pytest.raises(UserError, match="hops"):
+        TASK.document("crux_exploded", 0, 0, 400, hop=1)
+    with pytest.raises(UserError, match="3 to 8"):
+        TASK.document("latent_list", 0, 0, 400, size=9)
+    with pytest.raises(UserError, match=r"longcode\.aliases"):
+        TASK.document("alias", 0, 0, 400)
+    assert isinstance(TASK, Trainable)

@@ -7,6 +7,7 @@ length, and the other lists are what has to be ignored.
 """
 
 import random
+from typing import TypeVar
 
 from evalsuite.lexicon import DIGITS
 from evalsuite.records import Facets
@@ -14,6 +15,7 @@ from evalsuite_tasks.multihop.content import Question, Statement
 from evalsuite_tasks.multihop.names import MOST, draw
 from evalsuite_tasks.trace.program import LAST, Kind, Program, content, number
 
+Item = TypeVar("Item", str, int)
 SLACK = 2  # a list grows and shrinks by no more than this
 WORDS = {  # operation -> terse and natural, of a list and an item
     "append": ("push {0} {1}", '{0}.append("{1}")'),
@@ -24,7 +26,8 @@ WORDS = {  # operation -> terse and natural, of a list and an item
 }
 
 
-def _apply(items: list[str], operation: str, item: str) -> None:
+def apply(items: list[Item], operation: str, item: Item) -> None:
+    """Do one operation to a list; `item` is for those that add one."""
     if operation == "append":
         items.append(item)
     elif operation == "insert":
@@ -35,7 +38,7 @@ def _apply(items: list[str], operation: str, item: str) -> None:
         items.pop(0 if operation == "first" else -1)
 
 
-def _operations(rng: random.Random, size: int, steps: int) -> list[str]:
+def walk(rng: random.Random, size: int, steps: int) -> list[str]:
     """A random walk of the length within `SLACK` of where it began."""
     length, found = size, list[str]()
     for _ in range(steps):
@@ -58,8 +61,8 @@ def _latent(rng: random.Random, facets: Facets) -> Program:
 
 def _attempt(rng: random.Random, lists: int, size: int, steps: int) -> Program | None:
     """A program, or None where the asked list is after all as it was."""
-    walks = [_operations(rng, size, steps) for _ in range(lists)]
-    added = sum(operation in ("append", "insert") for walk in walks for operation in walk)
+    walks = [walk(rng, size, steps) for _ in range(lists)]
+    added = sum(operation in ("append", "insert") for each in walks for operation in each)
     names = draw(rng, lists * (size + 1) + added)
     owners, fresh = names[:lists], iter(names[lists:])
     state = {owner: [next(fresh) for _ in range(size)] for owner in owners}
@@ -68,14 +71,14 @@ def _attempt(rng: random.Random, lists: int, size: int, steps: int) -> Program |
         Statement(f"list {owner} {' '.join(items)}", f'{owner} = ["{quoted.join(items)}"]')
         for owner, items in state.items()
     ]
-    turns = [i for i, walk in enumerate(walks) for _ in walk]
+    turns = [i for i, each in enumerate(walks) for _ in each]
     rng.shuffle(turns)
-    todo = [iter(walk) for walk in walks]
+    todo = [iter(each) for each in walks]
     gold = 0
     for i in turns:
         operation = next(todo[i])
         item = next(fresh) if operation in ("append", "insert") else ""
-        _apply(state[owners[i]], operation, item)
+        apply(state[owners[i]], operation, item)
         terse, natural = (form.format(owners[i], item) for form in WORDS[operation])
         gold = len(statements) if i == 0 else gold
         statements.append(Statement(terse, natural))

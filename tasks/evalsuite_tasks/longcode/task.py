@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from evalsuite.records import Facet
+from evalsuite.task import Document
+from evalsuite_tasks.longcode import documents
 from evalsuite_tasks.longcode.aliases import ALIASES
 from evalsuite_tasks.longcode.exploded import EXPLODED
 from evalsuite_tasks.longcode.latent import LATENT
@@ -37,3 +39,7 @@ class LongCode(Programs):
     }
     words: ClassVar = {"form": ("exploded", "inlined")}
     least: ClassVar = {"hops": 0, "functions": 2, "overwrites": 0, "steps": 1, "lists": 1, "size": 1}
+
+    def document(self, subtask: str, seed: int, index: int, budget: int, **knobs: Facet) -> Document:
+        """Training document number `index`, at most `budget` words; no set of names is shared with an evaluation."""
+        return documents.document(subtask, seed, index, budget, knobs)

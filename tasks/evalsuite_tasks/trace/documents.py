@@ -22,40 +22,42 @@ from evalsuite_tasks.multihop.scatter import Line, Word, noise, scattered, weigh
 Query = Callable[[], Line]
 Most = Mapping[str, int]
 
-_ROOM = 24  # words kept for questions at the end
-_AS_IT_IS: dict[Word, str] = dict(zip(WORDS, WORDS, strict=True))
+ROOM = 24  # words kept for questions at the end
+AS_IT_IS: dict[Word, str] = dict(zip(WORDS, WORDS, strict=True))
 
 
-def _size(rng: random.Random, least: int, most: int, largest: int) -> int:
+def size_of(rng: random.Random, least: int, most: int, largest: int) -> int:
     """A number in least..most and no larger than largest, n with weight 1 / (sqrt(largest) + n)."""
     return weighted_size(rng, least, min(most, largest), largest)
 
 
-def _named(rng: random.Random, words: Sequence[Word], labels: Sequence[Word | None]) -> Document:
+def named(rng: random.Random, words: Sequence[Word], labels: Sequence[Word | None]) -> Document:
     """Names for numbers: as many as the text has, so that their set is the one on the training side of the split."""
     numbers = [word for word in dict.fromkeys(words) if isinstance(word, int)]
-    table = _AS_IT_IS.copy()
+    table = AS_IT_IS.copy()
     table.update(zip(numbers, draw(rng, len(numbers), train=True), strict=True))
     return Document(tuple([table[w] for w in words]), tuple([None if a is None else table[a] for a in labels]))
 
 
-def _document(rng: random.Random, lines: list[Line], query: Query, longest: int, budget: int) -> Document:
-    return _named(rng, *scattered(rng, lines, query, longest, budget))
+def laid_out(rng: random.Random, lines: list[Line], query: Query, longest: int, budget: int) -> Document:
+    """Lines among noise, then queries of at most `longest` words, as long as they fit."""
+    return named(rng, *scattered(rng, lines, query, longest, budget))
 
 
-def _get(name: int, value: Word) -> Line:
+def get(name: int, value: Word) -> Line:
+    """`get x`, with the value as label."""
     return ("get", name), (None, value)
 
 
-def _pace(rng: random.Random) -> float:
+def pace_of(rng: random.Random) -> float:
     """Questions after each line of a document: none in half of them, else one after every other line."""
     return 0.5 if rng.random() < 0.5 else 0.0
 
 
 def assign(rng: random.Random, budget: int, most: Most) -> Document:
     """`x = 3` and `y = x`, with the value handed on as label; `get x` and the value now."""
-    pace = _pace(rng)
-    size = _size(rng, 2, (budget - _ROOM) // (5 if pace else 3), most["lines"])
+    pace = pace_of(rng)
+    size = size_of(rng, 2, (budget - ROOM) // (5 if pace else 3), most["lines"])
     variables, fresh = rng.randint(2, most["variables"]), rng.uniform(0.15, 0.6)
     state: dict[int, str] = {}
     known: list[int] = []
@@ -74,20 +76,20 @@ def assign(rng: random.Random, budget: int, most: Most) -> Document:
         state[target] = digit
         if rng.random() < pace:
             asked = known[int(rng.random() * len(known))]
-            lines.append(_get(asked, state[asked]))
+            lines.append(get(asked, state[asked]))
 
     def query() -> Line:
         asked = known[int(rng.random() * len(known))]
-        return _get(asked, state[asked])
+        return get(asked, state[asked])
 
-    return _document(rng, lines, query, 2, budget)
+    return laid_out(rng, lines, query, 2, budget)
 
 
 def swap(rng: random.Random, budget: int, most: Most) -> Document:
     """`x = v` once for every variable, then `swap x y` with the new value of y as label; `get x`."""
-    pace = _pace(rng)
-    variables = _size(rng, 2, (budget - _ROOM - 5) // 3, most["variables"])
-    steps = _size(rng, 1, (budget - _ROOM - 3 * variables) // (5 if pace else 3), most["steps"])
+    pace = pace_of(rng)
+    variables = size_of(rng, 2, (budget - ROOM - 5) // 3, most["variables"])
+    steps = size_of(rng, 1, (budget - ROOM - 3 * variables) // (5 if pace else 3), most["steps"])
     state = list(range(variables, 2 * variables))
     lines: list[Line] = [((name, "=", value), (None, None, None)) for name, value in enumerate(state)]
     for _ in range(steps):
@@ -97,19 +99,19 @@ def swap(rng: random.Random, budget: int, most: Most) -> Document:
         lines.append((("swap", a, b), (None, None, state[b])))
         if rng.random() < pace:
             asked = int(rng.random() * variables)
-            lines.append(_get(asked, state[asked]))
+            lines.append(get(asked, state[asked]))
 
     def query() -> Line:
         asked = int(rng.random() * variables)
-        return _get(asked, state[asked])
+        return get(asked, state[asked])
 
-    return _document(rng, lines, query, 2, budget)
+    return laid_out(rng, lines, query, 2, budget)
 
 
 def index(rng: random.Random, budget: int, most: Most) -> Document:
     """`a [ 2 ] = v` and `i = 2`; `get a [ 2 ]` or `get a [ i ]`, with the digit as label of i."""
-    pace = _pace(rng)
-    writes = _size(rng, 2, (budget - _ROOM) // (9 if pace else 6), most["lines"])
+    pace = pace_of(rng)
+    writes = size_of(rng, 2, (budget - ROOM) // (9 if pace else 6), most["lines"])
     arrays, size = rng.randint(1, most["arrays"]), rng.randint(2, most["size"])
     values, indices = rng.randint(2, max(2, min(writes, arrays * size))), 4
     state: dict[tuple[int, str], int] = {}
@@ -143,7 +145,7 @@ def index(rng: random.Random, budget: int, most: Most) -> Document:
         written.append((0, digit))
         state[0, digit] = arrays
         lines.append(((0, "[", digit, "]", "=", arrays), (None,) * 6))
-    return _document(rng, lines, query, 5, budget)
+    return laid_out(rng, lines, query, 5, budget)
 
 
 def deref(rng: random.Random, budget: int, most: Most) -> Document:
@@ -153,7 +155,7 @@ def deref(rng: random.Random, budget: int, most: Most) -> Document:
     arrays = rng.randint(1, most["arrays"])
     room = min(most["facts"], max(0, budget - 2 * (3 * most["hops"] + 2)) // 6)
     arrays = max(1, min(arrays, room // 3))
-    nodes = _size(rng, 3, room // arrays, most["facts"])
+    nodes = size_of(rng, 3, room // arrays, most["facts"])
     follow: list[list[int]] = []
     for _ in range(arrays):
         ring = rng.sample(range(nodes), nodes)
@@ -176,7 +178,7 @@ def deref(rng: random.Random, budget: int, most: Most) -> Document:
             head += (-1 - i, "[")
         return (*head, start, *["]"] * hops), (*blank, *walk)
 
-    return _document(rng, lines, query, longest, budget)
+    return laid_out(rng, lines, query, longest, budget)
 
 
 def palindrome(rng: random.Random, budget: int, most: Most) -> Document:
@@ -185,7 +187,7 @@ def palindrome(rng: random.Random, budget: int, most: Most) -> Document:
     left = budget - 3 * len(empty)
     lists: list[list[str]] = []
     while left >= 5 or not lists:
-        size = _size(rng, 2, (left - 1) // 2, most["items"])
+        size = size_of(rng, 2, (left - 1) // 2, most["items"])
         lists.append(draw(rng, size, train=True))  # each list is on the training side of the split by itself
         left -= 2 * size + 1
     cuts = sorted(int(rng.random() * (len(empty) + 1)) for _ in range(2 * len(lists)))
@@ -207,8 +209,8 @@ def palindrome(rng: random.Random, budget: int, most: Most) -> Document:
 
 def stack(rng: random.Random, budget: int, most: Most) -> Document:
     """`push s x` and `pop s`, with what is popped as label of the stack's name; towards the end mostly pops."""
-    stacks = _size(rng, 1, budget // 6, most["stacks"])
-    operations = _size(rng, 2, (budget - _ROOM) // 3, most["operations"])
+    stacks = size_of(rng, 1, budget // 6, most["stacks"])
+    operations = size_of(rng, 2, (budget - ROOM) // 3, most["operations"])
     often = rng.uniform(0.45, 0.7)
     state: list[list[int]] = [[] for _ in range(stacks)]
     items = iter(range(stacks, MOST))
@@ -221,7 +223,7 @@ def stack(rng: random.Random, budget: int, most: Most) -> Document:
         return ("pop", name), (None, state[name].pop())
 
     lines = [step(often) for _ in range(operations)]
-    return _document(rng, lines, lambda: step(0.1), 3, budget)
+    return laid_out(rng, lines, lambda: step(0.1), 3, budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +261,26 @@ def document(subtask: str, seed: int, index: int, budget: int, knobs: Mapping[st
 
     A knob is the most that a document holds of something: see `MAKERS`. Raises UserError for any other.
     """
-    if subtask not in MAKERS:
-        raise unknown("subtask", f"trace.{subtask}", (f"trace.{name}" for name in MAKERS))
-    maker = MAKERS[subtask]
+    return made("trace", MAKERS, _LIMITS, subtask, knobs)(generator("train", "trace", subtask, seed, index), budget)
+
+
+def made(
+    family: str,
+    makers: Mapping[str, Maker],
+    limits: Mapping[str, tuple[int, int]],
+    subtask: str,
+    knobs: Mapping[str, Facet],
+) -> Callable[[random.Random, int], Document]:
+    """What makes a subtask's documents with these knobs. Raises UserError for what it does not have."""
+    if subtask not in makers:
+        raise unknown("subtask", f"{family}.{subtask}", (f"{family}.{name}" for name in makers))
+    maker = makers[subtask]
     most = dict(maker.most)
     for knob, value in knobs.items():
         if knob not in most:
-            raise unknown("training knob", f"trace.{subtask} {knob}", most)
-        least, top = _LIMITS[knob]
+            raise unknown("training knob", f"{family}.{subtask} {knob}", most)
+        least, top = limits[knob]
         if not isinstance(value, int) or not least <= value <= top:
-            raise UserError(f"trace.{subtask} {knob}={value} is not possible; give {least} to {top}")
+            raise UserError(f"{family}.{subtask} {knob}={value} is not possible; give {least} to {top}")
         most[knob] = value
-    return maker.make(generator("train", "trace", subtask, seed, index), budget, most)
+    return lambda rng, budget: maker.make(rng, budget, most)
