@@ -79,8 +79,8 @@ class Plan:
 
 
 def describe(cell: Cell) -> str:
-    """`multihop.graph (facts=32, hops=4)`."""
-    facets = ", ".join(f"{k}={v}" for k, v in sorted(cell.facets.items()))
+    """`multihop.graph (facts=32, hops=4)`; draws of one question are told in one line."""
+    facets = ", ".join(f"{k}={v}" for k, v in sorted(cell.facets.items()) if k != "draw")
     return f"{cell.task} ({facets})" if facets else cell.task
 
 

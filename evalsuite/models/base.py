@@ -43,6 +43,6 @@ class Model(Protocol):
         ...
 
     def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
-        """One completion for every sample, in any order. A prompt that does not fit raises no error: its completion
-        has `error` set, and nothing is ever cut in silence."""
+        """One completion for every sample, in any order, drawn at the sample's own temperature. A prompt that does not
+        fit raises no error: its completion has `error` set, and nothing is ever cut in silence."""
         ...

@@ -15,6 +15,7 @@ from evalsuite import sandbox
 from evalsuite.errors import UserError
 from evalsuite.records import Completion
 from evalsuite.task import Averaged, Executing, Judged, Request, load
+from evalsuite_tasks.code import __main__ as check
 from evalsuite_tasks.code import cruxeval, problems
 
 CODE = load("code")
@@ -329,6 +330,17 @@ def test_mbpp_plus_has_the_hubs_columns_alone(given, tmp_path):
     del row["test"]
     with pytest.raises(UserError, match="no column test"):
         CODE.cells(Request(data={"mbpp_plus": write(tmp_path / "release.jsonl", [row])}))
+
+
+@needs_walls
+def test_a_benchmarks_own_answers_can_be_tried(given, tmp_path, capsys):
+    assert check.main(["mbpp", "--data", given["mbpp"]]) == 0
+    assert f"mbpp: 3 of 3 reference answers pass in {CODE.tier()}" in capsys.readouterr().out
+    wrong = write(tmp_path / "wrong.jsonl", [HUMANEVAL[0], {**HUMANEVAL[1], "canonical_solution": "    return x\n"}])
+    assert check.main(["humaneval", "--data", wrong]) == 1
+    assert "HumanEval/1: AssertionError: assert candidate(add(2, 1)) == 6" in capsys.readouterr().out
+    assert check.main(["cruxeval_input", "--data", str(tmp_path / "nowhere")]) == 2
+    assert "--data cruxeval=PATH" in capsys.readouterr().err
 
 
 @needs_data
