@@ -22,8 +22,9 @@ def words(text):
 
 
 def digest(sample: Sample) -> str:
-    """Every byte of the sample, in one hash."""
-    parts = [getattr(sample, name) for name in Sample.__dataclass_fields__]
+    """Every byte of the sample, in one hash; how it is drawn is no part of a question that is answered greedily."""
+    assert (sample.temperature, sample.top_p) == (0.0, 1.0)
+    parts = [getattr(sample, name) for name in Sample.__dataclass_fields__ if name not in ("temperature", "top_p")]
     return hashlib.blake2b(json.dumps(parts, default=dict).encode(), digest_size=8).hexdigest()
 
 
@@ -78,6 +79,7 @@ GOLDEN = {
     "multihop": (1, "10c9619137f0975a"),
     "knowledge": (1, "b2a59c06b9b37ed2"),
     "trace": (1, "afd61df5287ee253"),
+    "longcode": (1, "9d5fbec5eda73dd5"),
 }
 
 

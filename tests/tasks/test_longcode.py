@@ -277,6 +277,7 @@ def test_the_initial_list_alone_says_nothing():
         ({"hops": (5,), "functions": (9,)}, "at least functions=10"),
         ({"functions": (497,)}, "at most 496"),
         ({"hops": (17,)}, "give 0 to 16"),
+        ({"hops": (0,)}, "at least one helper"),
         ({"size": (9,)}, "3 to 8 items"),
         ({"lists": (40,), "steps": (20,)}, "fewer of each"),
         ({"hops": (16,)}, "smaller program or a longer text"),

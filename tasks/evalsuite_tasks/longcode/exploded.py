@@ -62,6 +62,8 @@ def _exploded(rng: random.Random, facets: Facets) -> Program:
 
 def _fault(facets: Facets) -> str:
     hops, functions = number(facets, "hops"), number(facets, "functions")
+    if hops < 1:
+        return "hops=0 is not possible, a caller calls at least one helper; form=inlined is the control"
     if functions < 2 * hops:
         return f"functions={functions} are too few to hide hops={hops}; give at least functions={2 * hops}"
     most = MOST - CALLERS
