@@ -290,11 +290,9 @@ def chosen(scores, first, position, topk):
 
 
 def sift(scores, place, found):
-    """Launched as `sparse_index` does it, whose scores reset the turns."""
+    """Launched as `sparse_index` does it."""
     launches, S = kernels.Launches(), len(scores)
     sieve = indexing.Sieve.of(S, found)
-    if sieve.turns is not None:
-        sieve.turns.zero_()
     indexing.sift(launches, sieve, (padded(scores), *place), found, (0, 1, 1, S))
     launches.run(("chosen", S, found.shape[-1]), found.device)
     return sieve

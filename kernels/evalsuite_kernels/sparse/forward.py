@@ -23,24 +23,27 @@ def place(pid, tiles, lists, T, heads, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def load_rows(ptr, at, there, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr):
-    """[rows, BD] from `at` [rows] on (int64), 0 where nothing is there and from column D on."""
+def load_rows(ptr, at, there, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr = False):
+    """[rows, BD] from `at` [rows] on (int64), 0 where nothing is there and from column D on; SHARED: by the cache of
+    all multiprocessors, not their own."""
     cols = tl.arange(0, BD)[None, :]
-    if D == BD:
-        return widen(tl.load(ptr + at[:, None] + cols, mask=there[:, None], other=0.0), WIDE)
-    else:
-        return widen(tl.load(ptr + at[:, None] + cols, mask=there[:, None] & (cols < D), other=0.0), WIDE)
+    there = there[:, None]
+    if D != BD:
+        there = there & (cols < D)
+    return widen(tl.load(ptr + at[:, None] + cols, mask=there, other=0.0, cache_modifier=".cg" if SHARED else ""), WIDE)
 
 
 @triton.jit
-def standing(first, position, b, t, real, T, S):
+def standing(first, position, b, t, real, T, S, SHARED: tl.constexpr = False):
     """Of queries t of batch row b (int64): the row of their sequence's first key and their own position, S and -1 where
     none is real. Without names queries are the last of all keys."""
     if first is None:
         return tl.where(real, 0, S).to(tl.int64), tl.where(real, S - T + t, -1).to(tl.int64)
     else:
-        begin = tl.load(first + b * T + t, mask=real, other=S).to(tl.int64)
-        return begin, tl.load(position + b * T + t, mask=real, other=-1).to(tl.int64)
+        begin = tl.load(first + b * T + t, mask=real, other=S, cache_modifier=".cg" if SHARED else "").to(tl.int64)
+        return begin, tl.load(position + b * T + t, mask=real, other=-1, cache_modifier=".cg" if SHARED else "").to(
+            tl.int64
+        )
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from evalsuite_kernels.arguments import INTERPRETED, note
 from evalsuite_kernels.full.descriptors import early, pad, rows
 from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sparse import scores as scoring
-from evalsuite_kernels.sparse import select
+from evalsuite_kernels.sparse import select, single
 from evalsuite_kernels.sparse.places import dtype_of
 
 ROOM = 2**29  # numbers that are kept at a time, of 4 bytes; with half of that 128k tokens take a tenth longer
@@ -33,28 +33,30 @@ APART = 8  # heads of an indexer up to here meet keys one after another, 64 quer
 ONE = 8  # queries of these up to here meet them one by one
 SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
 FEW = 128  # rows up to here are sifted in parts of PART numbers, at once
-PART = 2048
+PART = 256  # and a program of few queries scores so many keys before it sifts them: 512 programs at 128k keys
+MORE = 1  # stages of such programs beyond those of SETTINGS: tiles whose keys are on their way
+AHEAD = True  # they score while others look at the sample; False, to compare: every launch awaits the one before
 ONCE = 4096  # numbers at most that are chosen from at once
 
 
 class Sifting(NamedTuple):
     """How far apart scores of the sample are (in runs of so many side by side), slack of the threshold and num_warps of
-    `sample`; parts of a row (None: of PART numbers each), numbers in a tile and num_warps of `collect`; numbers in a
-    tile and num_warps of `choose`. Few rows take those of `collect` for all.
+    `sample`; parts of a row (None: of PART numbers each), numbers in a tile (None: PART) and num_warps of `collect`;
+    numbers in a tile and num_warps of `choose`. Programs that also score have the num_warps of SETTINGS.
 
     Many rows are walked over by few warps each, which wait for no others.
     """
 
     sample: tuple[int, float, int]
-    collect: tuple[int | None, int, int]
+    collect: tuple[int | None, int | None, int]
     choose: tuple[int, int]
 
 
 SIFTING = {  # few rows, or many
-    True: Sifting((8, 1.25, 8), (None, 2048, 8), (2048, 8)),
+    True: Sifting((8, 1.25, 16), (None, None, 4), (2048, 16)),
     False: Sifting((8, 2.0, 8), (4, 512, 2), (1024, 8)),
 }
-OWN = 8  # numbers of a tile that a thread of `collect` owns
+OWN = 8  # numbers of a tile that a thread of `collect` owns at most
 
 
 def wide(n: int) -> int:
@@ -77,7 +79,6 @@ class Sieve(NamedTuple):
     cap: int  # of a part
     once: int  # numbers at most that are chosen from at once
     step: int  # queries at a time of each batch row
-    turns: Tensor | None
     low: Tensor
     sizes: Tensor
     values: Tensor
@@ -94,8 +95,7 @@ class Sieve(NamedTuple):
         step = min(T, max(1, ROOM // (B * (S + 2 * parts * cap))))
         rows = (B * step,)
         shapes = rows, (*rows, parts, 3), (*rows, parts, cap), (*rows, parts, cap)
-        turns = found.new_empty(rows) if few else None
-        return cls(few, parts, cap, min(kept, ONCE), step, turns, *(found.new_empty(shape) for shape in shapes))
+        return cls(few, parts, cap, min(kept, ONCE), step, *(found.new_empty(shape) for shape in shapes))
 
 
 def sift(
@@ -103,27 +103,49 @@ def sift(
 ) -> tuple[Any, ...]:
     """Add the choice of the queries start .. stop - 1 of each batch row; `given` are scores [B, stop - start, wide(S)],
     first and position, and bounds start, stop, T and S. Returns the kind of these launches."""
-    (B, _, topk), (start, stop, _, S) = found.shape, bounds
-    few, parts, cap, once, _, turns, low, sizes, values, at = sieve
-    (run, slack, warps), (_, tile, collecting), (numbers, choosing) = SIFTING[few]
-    rows, bits, kept = B * (stop - start), (parts - 1).bit_length(), (values, at, sizes)
-    sampled = {"COUNT": SAMPLE, "RUN": run, "SLACK": slack}
-    if few:
-        launches.add(
-            select.choose_few, (rows * parts,), *given, *kept, turns, found, *bounds, topk, parts, **sampled, CAP=cap,
-            OWN=OWN, ONCE=once, BITS=bits, TILE=tile, num_warps=collecting, **early(found.device),
-        )  # fmt: skip
-        return few, bits, cap, once
-    launches.add(select.sample, (rows,), *given, low, *bounds, topk, **sampled, num_warps=warps)
+    rows, soon = found.shape[0] * (bounds[1] - bounds[0]), _soon(sieve.few, found)
+    tile, own, warps = _tile_of(sieve.few)
+    look(launches, sieve, given, found, bounds)
     launches.add(
-        select.collect, (rows * parts,), *given, low, *kept, *bounds, wide(S), topk, parts, CAP=cap, TILE=tile, OWN=OWN,
-        num_warps=collecting,
+        select.collect, (rows * sieve.parts,), *given, sieve.low, sieve.values, sieve.places, sieve.sizes, *bounds,
+        wide(bounds[3]), found.shape[-1], sieve.parts, CAP=sieve.cap, TILE=tile, OWN=own, num_warps=warps, **soon,
     )  # fmt: skip
+    return choose(launches, sieve, (*given, sieve.low), found, bounds)
+
+
+def _soon(few: bool, found: Tensor) -> dict[str, bool]:
+    return early(found.device) if few else {"EARLY": False}
+
+
+def _tile_of(few: bool) -> tuple[int, int, int]:
+    """Numbers in a tile of `collect`, those of a thread, and num_warps."""
+    _, tile, warps = SIFTING[few].collect
+    tile = tile or PART
+    return tile, max(1, min(OWN, tile // (32 * warps))) if few else OWN, warps
+
+
+def look(
+    launches: Launches, sieve: Sieve, given: tuple[Tensor | None, ...], found: Tensor, bounds: tuple[int, ...]
+) -> None:
+    """Add the search for each row's threshold."""
+    run, slack, warps = SIFTING[sieve.few].sample
     launches.add(
-        select.choose, (rows,), *given, low, *kept, found, *bounds, topk, parts, ONCE=once, CAP=cap, BITS=bits,
-        TILE=numbers, num_warps=choosing,
+        select.sample, (found.shape[0] * (bounds[1] - bounds[0]),), *given, sieve.low, *bounds, found.shape[-1],
+        COUNT=SAMPLE, RUN=run, SLACK=slack, num_warps=warps, **_soon(sieve.few, found),
     )  # fmt: skip
-    return few, bits, cap, once
+
+
+def choose(
+    launches: Launches, sieve: Sieve, given: tuple[Tensor | None, ...], found: Tensor, bounds: tuple[int, ...]
+) -> tuple[Any, ...]:
+    """Add the choice among what is kept; `given` are scores, first, position and thresholds. Returns the kind."""
+    bits, (tile, warps) = (sieve.parts - 1).bit_length(), SIFTING[sieve.few].choose
+    launches.add(
+        select.choose, (found.shape[0] * (bounds[1] - bounds[0]),), *given, sieve.values, sieve.places, sieve.sizes,
+        found, *bounds, found.shape[-1], sieve.parts, ONCE=sieve.once, CAP=sieve.cap, BITS=bits, TILE=tile,
+        num_warps=warps, **_soon(sieve.few, found),
+    )  # fmt: skip
+    return sieve.few, bits, sieve.cap, sieve.once
 
 
 @torch.library.custom_op("evalsuite::sparse_index", mutates_args=())
@@ -144,40 +166,84 @@ def sparse_index(
         return found
     sieve, launches, place = Sieve.of(S, found), Launches(), (first, position)
     scores = torch.empty(B * sieve.step * wide(S), dtype=torch.float32, device=q.device)
-    heads: Any = None
-    sifted: tuple[Any, ...] = ()
-    for start in range(0, T, sieve.step):
-        bounds = start, min(start + sieve.step, T), T, S
-        heads = score(launches, (q, k, weights, *place, scores, sieve.turns), scale, bounds)
-        sifted = sift(launches, sieve, (scores, *place), found, bounds)
-    launches.run(("index", q.dtype, weights.dtype, dtype_of(first), D, heads, *sifted), q.device)
+    given = q, k, weights, *place, scores
+    one = q.shape[2] <= APART and T <= ONE and sieve.step == T
+    kind: tuple[Any, ...] = ()
+    if one and sieve.few:
+        kind = at_once(launches, sieve, given, found, scale)
+    else:
+        for start in range(0, T, sieve.step):
+            bounds = start, min(start + sieve.step, T), T, S
+            heads = score(launches, given, scale, bounds, one)
+            kind = heads, *sift(launches, sieve, (scores, *place), found, bounds)
+    launches.run(("index", q.dtype, weights.dtype, dtype_of(first), D, one and q.shape[2], *kind), q.device)
     return found
 
 
-def score(launches: Launches, given: tuple[Any, ...], scale: float, bounds: tuple[int, ...]) -> int:
-    """Add the scores of the queries start .. stop - 1 of each batch row; `given` are q, k, weights, first, position,
-    what they come into and the turns of few rows. Returns how many heads meet keys side by side, 0 where it is by
-    `score_one`."""
-    (q, k, weights, *_), (start, stop, T, S) = given, bounds
+def at_once(launches: Launches, sieve: Sieve, given: tuple[Any, ...], found: Tensor, scale: float) -> tuple[Any, ...]:
+    """Add all of few rows whose programs sift what they score; `given` as in `score`. Returns the kind."""
+    q, k, _, *place, scores = given
+    (tile, own, _), (T, S) = _tile_of(True), (q.shape[1], k.shape[1])
+    bounds, sample = (0, T, T, S), S > 2 * SAMPLE  # else nobody would look at it
+    low = sieve.low if sample else None
+    keys = min(PART, SETTINGS[_setting(q)][1], 64)
+    if sample:
+        looked_at: Any = {"COUNT": SAMPLE, "RUN": SIFTING[True].sample[0]}
+        _score_one(launches, given, scale, triton.cdiv(SAMPLE, keys), 1, keys, **looked_at)
+        look(launches, sieve, (scores, *place), found, bounds)
+    kept = low, sieve.values, sieve.places, sieve.sizes, found.shape[-1]
+    options = {"CAP": sieve.cap, "TILE": tile, "OWN": own, "AHEAD": sample and AHEAD}
+    if q.itemsize == 2:
+        options["num_stages"] = SETTINGS[_setting(q)][3] + MORE
+    _score_one(launches, given, scale, sieve.parts, PART // keys, keys, kept, **options)
+    return sample, *choose(launches, sieve, (scores, *place, low), found, bounds)
+
+
+def _setting(q: Tensor) -> tuple[int, int]:
+    return q.itemsize, max(64, triton.next_power_of_2(q.shape[-1]))
+
+
+def _score_one(
+    launches: Launches,
+    given: tuple[Any, ...],
+    scale: float,
+    parts: int,
+    each: int,
+    keys: int,
+    kept: tuple[Any, ...] = (None, None, None, None, 0),
+    **options: Any,
+) -> None:
+    """Add `single.score_one` of `each` times `keys` keys a program; `kept` are thresholds, what it keeps and topk."""
+    q, k, weights, *_ = given
+    (B, T, HI, D), S = q.shape, k.shape[1]
+    _, _, warps, stages = SETTINGS[_setting(q)]
+    constants = {"D": D, "BD": pad(D), "HI": HI, "HEADS": pad(APART), "BLOCK_N": keys, "WIDE": INTERPRETED}
+    constants |= {"num_warps": warps, "num_stages": stages, **early(q.device)}
+    constants |= {"COUNT": 0, "RUN": 0, "CAP": 0, "TILE": 0, "OWN": 0, "AHEAD": False}
+    launches.add(
+        single.score_one, (B * T * parts,), *given, *kept[:4], scale, T, S, wide(S), kept[4], parts, each,
+        *q.stride()[:3], *k.stride()[:2], *weights.stride(), **constants | options,
+    )  # fmt: skip
+
+
+def score(launches: Launches, given: tuple[Any, ...], scale: float, bounds: tuple[int, ...], one: bool) -> int:
+    """Add the scores of the queries start .. stop - 1 of each batch row; `given` are q, k, weights, first, position and
+    what they come into. Returns how many heads meet keys side by side, 0 where queries are `one` a program."""
+    (q, k, weights, *_), (start, stop, _, S) = given, bounds
     B, _, HI, D = q.shape
-    most, BLOCK_N, warps, stages = SETTINGS[q.itemsize, max(64, triton.next_power_of_2(D))]
-    strides = *q.stride()[:3], *k.stride()[:2], *weights.stride()
-    one = HI <= APART and T <= ONE and stop - start == T
-    BLOCK_N = min(BLOCK_N, 64) if one else BLOCK_N
-    options = {"D": D, "BD": pad(D), "BLOCK_N": BLOCK_N, "WIDE": INTERPRETED, "num_warps": warps, "num_stages": stages}
+    most, keys, warps, stages = SETTINGS[_setting(q)]
+    keys = min(keys, 64) if one else keys
     heads = 1 if HI <= APART else min(most, triton.next_power_of_2(HI))
-    tiles, parts = T if one else triton.cdiv(stop - start, most // heads), triton.cdiv(S, BLOCK_N)
+    tiles, parts = stop - start if one else triton.cdiv(stop - start, most // heads), triton.cdiv(S, keys)
     each = max(1, min(SPAN, B * tiles * parts // PROGRAMS))
     parts = triton.cdiv(parts, each)
     if one:
-        launches.add(
-            scoring.score_one, (B * T * parts,), *given, scale, T, S, HI, parts, each, *strides, HEADS=pad(APART),
-            **options, **early(q.device),
-        )  # fmt: skip
+        _score_one(launches, given, scale, parts, each, keys)
         return 0
     launches.add(
-        scoring.score, (B * tiles * parts,), *given, scale, *bounds, HI, tiles, parts, each, *strides,
-        BLOCK_T=most // heads, BLOCK_H=heads, **options,
+        scoring.score, (B * tiles * parts,), *given, scale, *bounds, HI, tiles, parts, each, *q.stride()[:3],
+        *k.stride()[:2], *weights.stride(), D=D, BD=pad(D), BLOCK_T=most // heads, BLOCK_H=heads, BLOCK_N=keys,
+        WIDE=INTERPRETED, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return heads
 

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from evalsuite_kernels.full.tiles import overlap
 from evalsuite_kernels.sparse.forward import load_rows, standing
 
 
@@ -22,14 +21,13 @@ def seen(first, position, b, t, T, S):
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "HI", "tiles", "parts", "each"])
 def score(
-    q, k, w, first, position, scores, turns, scale, start, stop, T, S, HI, tiles, parts, each,
+    q, k, w, first, position, scores, scale, start, stop, T, S, HI, tiles, parts, each,
     sqb, sqt, sqh, skb, sks, swb, swt, swh,
     D: tl.constexpr, BD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """scores [B, stop - start, wide(S)] of the queries start .. stop - 1 of each batch row: column c is the key at
-    position c of the query's own sequence. What a query does not see may hold anything. turns, if any, are set to 0 for
-    `select.choose_few`.
+    position c of the query's own sequence. What a query does not see may hold anything.
 
     A program takes BLOCK_T queries and `each` times BLOCK_N positions, the same ones whatever is asked. Queries of
     another sequence take another turn, so that a row's number is one sum in one order wherever the row stands.
@@ -42,9 +40,6 @@ def score(
     t = start + tile * BLOCK_T + in_tile
     real = t < stop
     begin, last = standing(first, position, b, t, real, T, S)
-    if turns is not None:  # noqa: SIM102 - one of them is known when it is compiled
-        if part == 0:
-            tl.store(turns + b * (stop - start) + tile * BLOCK_T + in_tile, in_tile * 0, mask=real)
     begin = tl.where(last >= part * each * BLOCK_N, begin, S)  # S for those that see none of these keys
     pair = tl.arange(0, BLOCK_T * BLOCK_H)
     mine = start + tile * BLOCK_T + pair // BLOCK_H
@@ -66,7 +61,7 @@ def score(
                 weight = tl.load(w + b * swb + to * swt + (i + head) * swh, mask=there, other=0.0).to(tl.float32)
                 s = tl.dot(x, tl.trans(y), input_precision="ieee")
                 s = tl.maximum(s, 0.0, propagate_nan=tl.PropagateNan.ALL)
-                if BLOCK_H == 1:  # as `score_one`: a compiler is free to fuse or not
+                if BLOCK_H == 1:  # as `single.score_one`: a compiler is free to fuse or not
                     total = tl.fma(s, weight[:, None], total)
                 else:
                     if i + BLOCK_H > HI:  # a head that is not there scores an infinite key 0, not NaN
@@ -74,39 +69,3 @@ def score(
                     total += tl.sum(tl.reshape(s * weight[:, None], [BLOCK_T, BLOCK_H, BLOCK_N]), 1)
             tl.store(scores + at + column[None, :], total * scale, mask=column[None, :] < wide(many)[:, None] - at)
         own = tl.min(tl.where(begin > own, begin, S), 0)
-
-
-@triton.jit(do_not_specialize=["T", "S", "HI", "parts", "each"])
-def score_one(
-    q, k, w, first, position, scores, turns, scale, T, S, HI, parts, each,
-    sqb, sqt, sqh, skb, sks, swb, swt, swh,
-    D: tl.constexpr, BD: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    """As `score` with BLOCK_H = 1, to the bit, of all T queries, one a program: for few, whose keys meet no more than
-    HEADS heads at once."""
-    overlap(EARLY)
-    pid = tl.program_id(0)
-    part = pid % parts
-    t = tl.cast(pid // parts % T, tl.int64)
-    b = tl.cast(pid // (parts * T), tl.int64)
-    begin, _ = standing(first, position, b, t, t < T, T, S)
-    count = seen(first, position, b, t, T, S)
-    if turns is not None:  # noqa: SIM102 - one of them is known when it is compiled
-        if part == 0:
-            tl.store(turns + b * T + t, 0)
-    head = tl.arange(0, HEADS)
-    x = load_rows(q, b * sqb + t * sqt + head * sqh, head < HI, D, BD, WIDE)
-    w += b * swb + t * swt
-    scores += (b * T + t) * wide(S)
-    column = tl.arange(0, BLOCK_N)
-    for n in range(part * each, tl.minimum((part + 1) * each, tl.cdiv(count, BLOCK_N))):
-        at = n * BLOCK_N
-        row = begin + at + column
-        y = load_rows(k, b * skb + row * sks, row < S, D, BD, WIDE)
-        s = tl.maximum(tl.dot(y, tl.trans(x), input_precision="ieee"), 0.0, propagate_nan=tl.PropagateNan.ALL)
-        total = tl.zeros([BLOCK_N], tl.float32)
-        for i in range(HI):
-            mine = tl.sum(tl.where(head[None, :] == i, s, 0.0), 1)
-            total = tl.fma(mine, tl.zeros([BLOCK_N], tl.float32) + tl.load(w + i * swh).to(tl.float32), total)
-        tl.store(scores + at + column, total * scale, mask=column < wide(count) - at)

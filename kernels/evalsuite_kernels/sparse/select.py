@@ -71,11 +71,10 @@ def _narrowed(low, high, reach, wanted, a, b, c, d, of_a, of_b, of_c, of_d, GAP:
 
 
 @triton.jit
-def _largest(x, n, wanted):
-    """Of n numbers (one that is -2^31 is not there) the least of the `wanted` largest, or one below it that no others
-    reach, by fifths: a look at all numbers takes its time, however much is asked of them, and equal bytes would meet in
-    one counter of a histogram."""
-    low = tl.min(tl.where(x > -2147483648, x, 2147483647), 0)
+def _largest(x, n, low, wanted):
+    """Of n numbers that reach `low` (one that is -2^31 is not there) the least of the `wanted` largest, or one below it
+    that no others reach, by fifths: a look at all numbers takes its time, however much is asked of them, and equal
+    bytes would meet in one counter of a histogram."""
     high = tl.max(x, 0)
     reach = n
     while (low < high) & (reach > wanted):
@@ -88,10 +87,15 @@ def _largest(x, n, wanted):
 
 
 @triton.jit
+def _least_and_most(a, x, b, y):
+    return tl.minimum(a, b), tl.maximum(x, y)
+
+
+@triton.jit
 def _about(x, n, wanted):
     """The least of n numbers that `wanted` of them reach, and if few cuts tell, hardly more."""
-    low = tl.maximum(tl.min(x, 0), -3e38)
-    high = tl.minimum(tl.max(x, 0), 3e38)
+    low, high = tl.reduce((x, x), 0, _least_and_most)
+    low, high = tl.maximum(low, -3e38), tl.minimum(high, 3e38)
     reach = wanted * 0 + n
     cuts = wanted * 0
     while (low < high) & (reach > wanted + wanted // 16) & (cuts < 11):
@@ -103,30 +107,38 @@ def _about(x, n, wanted):
 
 
 @triton.jit
-def _threshold(scores, count, topk, COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr):
-    """What a little more than topk of `count` scores reach (as `ordered`), as COUNT of them tell that are looked at in
-    runs of RUN side by side; the lowest of all numbers where they are few."""
-    least = count * 0 + -2147483648
-    if count > 2 * COUNT:
-        each = tl.arange(0, COUNT)
-        column = tl.cast(each // RUN, tl.int64) * count // COUNT * RUN + each % RUN
-        x = tl.load(scores + column)
-        expected = topk.to(tl.float32) * COUNT / count
-        wanted = tl.minimum(expected + SLACK * (0.125 * expected + 2.0 * tl.sqrt(expected) + 2.0), COUNT * 1.0)
-        least = ordered(_about(tl.where(x == x, x, float("inf")), COUNT, wanted.to(tl.int32)))  # noqa: PLR0124
-    return least
+def sampled(each, count, COUNT: tl.constexpr, RUN: tl.constexpr):
+    """Where of `count` scores those stand that are looked at, COUNT in runs of RUN side by side (int64)."""
+    return tl.cast(each // RUN, tl.int64) * count // COUNT * RUN + each % RUN
 
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
 def sample(
     scores, first, position, low, start, stop, T, S, topk,
-    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr,
+    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """low [B, stop - start]: the threshold of each query."""
+    """low [B, stop - start]: what a little more than topk of each query's scores reach (as `ordered`), as those tell
+    that are `sampled`; the lowest of all numbers where they are few."""
+    overlap(EARLY)
     pid = tl.program_id(0)
     b = tl.cast(pid // (stop - start), tl.int64)
     count = seen(first, position, b, start + pid % (stop - start), T, S)
-    tl.store(low + pid, _threshold(scores + tl.cast(pid, tl.int64) * wide(S), count, topk, COUNT, RUN, SLACK))
+    least = count * 0 + -2147483648
+    if count > 2 * COUNT:
+        x = tl.load(scores + tl.cast(pid, tl.int64) * wide(S) + sampled(tl.arange(0, COUNT), count, COUNT, RUN))
+        expected = topk.to(tl.float32) * COUNT / count
+        wanted = tl.minimum(expected + SLACK * (0.125 * expected + 2.0 * tl.sqrt(expected) + 2.0), COUNT * 1.0)
+        least = ordered(_about(tl.where(x == x, x, float("inf")), COUNT, wanted.to(tl.int32)))  # noqa: PLR0124
+    tl.store(low + pid, least)
+
+
+@triton.jit
+def lowest(low, row):
+    """The threshold of a row, which nobody looked for where there is no `low`."""
+    if low is None:
+        return tl.full([], -2147483648, tl.int32)
+    else:
+        return tl.load(low + row)
 
 
 @triton.jit
@@ -138,24 +150,22 @@ def _sifted(scores, column, end, least):
 
 
 @triton.jit
-def _collect(
-    scores, count, least, values, places, sizes, part, topk, parts,
+def gather_part(
+    scores, begin, end, least, values, places, sizes, topk,
     CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Of one of `parts` equal parts of `count` scores what may be chosen, in order: values (as `ordered`) and places
-    [CAP], and sizes [3]: how many there are, -1 where they do not fit, how many scores reach `least`, and how many are
-    larger.
+    """Of the scores begin .. end - 1 what may be chosen, in order: values (as `ordered`) and places [CAP], and sizes
+    [3]: how many there are, -1 where they do not fit, how many scores reach `least`, and how many are larger.
 
     Of those that only just reach it the first topk are enough. Threads own OWN numbers side by side of a tile, so that
     one scan over threads says for all of these where they go; a tile has fewer than 65536.
     """
     sifted = least > -2147483648  # else so few keys are seen that the choice is made of all
-    each = tl.cdiv(tl.cdiv(count, parts), TILE) * TILE
-    end = tl.where(sifted, tl.minimum((part + 1) * each, count), 0)
-    kept = count * 0
-    tied = count * 0
-    above = count * 0
-    for at in range(part * each, end, TILE):
+    end = tl.where(sifted, end, 0)
+    kept = end * 0
+    tied = end * 0
+    above = end * 0
+    for at in range(begin, end, TILE):
         column = at + tl.arange(0, TILE // OWN) * OWN
         x, n = _sifted(scores, column, end, least)
         xs, ns, own = (x,), (n,), n
@@ -183,19 +193,21 @@ def _collect(
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "width", "topk", "parts"])
 def collect(
     scores, first, position, low, values, places, sizes, start, stop, T, S, width, topk, parts,
-    CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
+    CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """What `_collect` keeps of `parts` parts of a row: values, places [.., parts, CAP] and sizes [.., parts, 3].
+    """What `gather_part` keeps of `parts` equal parts of a row: values, places [.., parts, CAP], sizes [.., parts, 3].
     width is wide(S), which nobody is told: numbers that are loaded by fours would change hands to be stored."""
+    overlap(EARLY)
     pid = tl.program_id(0)
     row = pid // parts
     part = pid - row * parts
     b = tl.cast(row // (stop - start), tl.int64)
     count = seen(first, position, b, start + row % (stop - start), T, S)
     at = tl.cast(pid, tl.int64) * CAP
-    _collect(
-        scores + tl.cast(row, tl.int64) * width, count, tl.load(low + row), values + at, places + at, sizes + 3 * pid,
-        part, topk, parts, CAP, TILE, OWN,
+    each = tl.cdiv(tl.cdiv(count, parts), TILE) * TILE
+    gather_part(
+        scores + tl.cast(row, tl.int64) * width, part * each, tl.minimum((part + 1) * each, count), tl.load(low + row),
+        values + at, places + at, sizes + 3 * pid, topk, CAP, TILE, OWN,
     )  # fmt: skip
 
 
@@ -240,7 +252,7 @@ def _pick(
     scores, values, places, ends, found, n, wanted,
     CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    """The `wanted` largest of n numbers: with DIRECT of n scores, else of what `_collect` kept. Byte by byte of the
+    """The `wanted` largest of n numbers: with DIRECT of n scores, else of what `gather_part` kept. Byte by byte of the
     last of them, from how many numbers have which; a loop, since its body is long."""
     least = wanted * 0
     for i in range(4):
@@ -269,32 +281,50 @@ def _keep(
 
 
 @triton.jit
-def _pick_once(values, places, ends, found, n, wanted, ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr):
-    """As `_pick`, of no more than ONCE numbers, which are read once."""
+def _pick_once(values, places, ends, found, n, low, wanted, ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr):
+    """As `_pick`, of no more than ONCE numbers, which are read once and reach `low`."""
     x, column, there = _entries(values, values, places, ends, tl.arange(0, ONCE), n, CAP, BITS, False)
-    least = _largest(tl.where(there, x, -2147483648), n, wanted)
+    least = _largest(tl.where(there, x, -2147483648), n, low, wanted)
     above = tl.sum((there & (x > least)).to(tl.int32), 0)
     _store(x, column, there, least, wanted - above, n * 0, n * 0, found)
 
 
 @triton.jit
-def _choose(
-    scores, count, least, values, places, sizes, found, topk, parts,
-    ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """found [topk]: the places of the topk largest of `count` scores, of equal ones the earliest, ascending, then -1.
+def _fewest_and_totals(a, i, j, k, b, x, y, z):
+    return tl.minimum(a, b), i + x, j + y, k + z
 
-    By what `_collect` kept of all parts by `least` where that holds them all, which it nearly always does, read once if
-    they are at most ONCE; else by all scores. Where many scores are equal `least` often is the last one taken: nothing
+
+@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
+def choose(
+    scores, first, position, low, values, places, sizes, found, start, stop, T, S, topk, parts,
+    ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """found [B, T, topk] of the queries start .. stop - 1: the places of the topk largest of a row's scores, of equal
+    ones the earliest, ascending, then -1.
+
+    By what `gather_part` kept of all parts where that holds them all, which it nearly always does, read once if they
+    are at most ONCE; else by all scores. Where many scores are equal the threshold often is the last one taken: nothing
     is left to search. Which of these changes no bit. 2^BITS is at least `parts`.
     """
+    overlap(EARLY)
+    pid = tl.program_id(0)
+    b = tl.cast(pid // (stop - start), tl.int64)
+    t = start + pid % (stop - start)
+    row = tl.cast(pid, tl.int64)
+    count = seen(first, position, b, t, T, S)
+    least = lowest(low, row)
+    scores += row * wide(S)
+    values += row * parts * CAP
+    places += row * parts * CAP
+    sizes += 3 * row * parts
+    found += (b * T + t) * topk
     part = tl.arange(0, 1 << BITS)
     n = tl.load(sizes + 3 * part, mask=part < parts, other=0)
-    reach = tl.sum(tl.load(sizes + 3 * part + 1, mask=part < parts, other=0), 0)
-    above = tl.sum(tl.load(sizes + 3 * part + 2, mask=part < parts, other=0), 0)
-    fits = tl.min(n, 0) >= 0
+    reach = tl.load(sizes + 3 * part + 1, mask=part < parts, other=0)
+    above = tl.load(sizes + 3 * part + 2, mask=part < parts, other=0)
+    fewest, kept, reach, above = tl.reduce((n, n, reach, above), 0, _fewest_and_totals)
+    fits = fewest >= 0
     ends = tl.cumsum(n, 0)
-    kept = tl.sum(n, 0)
     taken = tl.minimum(count, topk)
     if count <= topk:
         for each in range(0, count, TILE):
@@ -304,7 +334,7 @@ def _choose(
         if above < topk:
             _keep(scores, values, places, ends, found, kept, least, topk - above, CAP, BITS, TILE, False)
         elif kept <= ONCE:
-            _pick_once(values, places, ends, found, kept, taken, ONCE, CAP, BITS)
+            _pick_once(values, places, ends, found, kept, least, taken, ONCE, CAP, BITS)
         else:
             _pick(scores, values, places, ends, found, kept, taken, CAP, BITS, TILE, False)
     else:
@@ -312,50 +342,3 @@ def _choose(
     for each in range(taken // TILE * TILE, topk, TILE):
         column = each + tl.arange(0, TILE)
         tl.store(found + column, tl.full([TILE], -1, tl.int32), mask=(column >= taken) & (column < topk))
-
-
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
-def choose(
-    scores, first, position, low, values, places, sizes, found, start, stop, T, S, topk, parts,
-    ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """found [B, T, topk] of the queries start .. stop - 1, as `_choose` chooses."""
-    pid = tl.program_id(0)
-    b = tl.cast(pid // (stop - start), tl.int64)
-    t = start + pid % (stop - start)
-    row = tl.cast(pid, tl.int64)
-    kept = row * parts * CAP
-    _choose(
-        scores + row * wide(S), seen(first, position, b, t, T, S), tl.load(low + row), values + kept, places + kept,
-        sizes + 3 * row * parts, found + (b * T + t) * topk, topk, parts, ONCE, CAP, BITS, TILE,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk", "parts"])
-def choose_few(
-    scores, first, position, values, places, sizes, turns, found, start, stop, T, S, topk, parts,
-    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr,
-    CAP: tl.constexpr, OWN: tl.constexpr, ONCE: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    """`sample`, `collect` and `choose` in one launch for few rows: a part's program finds the threshold for itself, and
-    the last one of a row to end, by turns [B, stop - start] that were 0, chooses."""
-    overlap(EARLY)
-    pid = tl.program_id(0)
-    row = tl.cast(pid // parts, tl.int64)
-    part = pid % parts
-    b = row // (stop - start)
-    t = start + row % (stop - start)
-    count = seen(first, position, b, t, T, S)
-    scores += row * wide(S)
-    kept = row * parts * CAP
-    sizes += 3 * row * parts
-    values += kept
-    places += kept
-    least = _threshold(scores, count, topk, COUNT, RUN, SLACK)
-    at = part * CAP
-    _collect(scores, count, least, values + at, places + at, sizes + 3 * part, part, topk, parts, CAP, TILE, OWN)
-    tl.debug_barrier()  # what all threads stored is stored before it is told
-    if tl.atomic_add(turns + row, 1, sem="acq_rel") == parts - 1:
-        found += (b * T + t) * topk
-        _choose(scores, count, least, values, places, sizes, found, topk, parts, ONCE, CAP, BITS, TILE)
