@@ -27,8 +27,7 @@ def answer(sample):
     name, text = HACKS[number // 2 % len(HACKS)]
     if any(word in name for word in FOUND["SLOW"]) and number // 1000 % 4:
         name, text = HACKS[0]
-    entry = task.load(task.PARTS["humaneval"], sample.meta["source"])[sample.facets["problem"]].entry
-    return False, f"    pass\n{text.replace('ENTRY', entry)}"
+    return False, f"    pass\n{text.replace('ENTRY', sample.meta['entry'])}"
 
 
 class Half:

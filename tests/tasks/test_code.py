@@ -13,7 +13,7 @@ import pytest
 
 from evalsuite import sandbox
 from evalsuite.errors import UserError
-from evalsuite.records import Completion
+from evalsuite.records import Completion, Sample
 from evalsuite.task import Averaged, Executing, Judged, Request, load
 from evalsuite_tasks.code import __main__ as check
 from evalsuite_tasks.code import cruxeval, problems
@@ -174,6 +174,15 @@ def test_cruxeval_takes_values_and_nothing_else(part, answers, given):
     asked = [(sample, Completion(sample.id, text, 1, 1)) for text in answers]
     found = {text: score.value for text, score in zip(answers, CODE.scores(asked), strict=True)}
     assert found == answers
+
+
+@needs_walls
+def test_a_sample_is_all_that_scoring_takes(given):
+    (sample,) = (s for s in samples("mbpp", given) if s.facets["problem"] == "MBPP/12")
+    Path(given["mbpp"]).unlink()
+    problems.load.cache_clear()
+    far = Sample(**json.loads(json.dumps({name: getattr(sample, name) for name in Sample.__dataclass_fields__})))
+    assert CODE.score(far, Completion(far.id, far.target[0], 1, 1)).value == 1.0
 
 
 def test_draws_are_cells_of_one_problem_and_differ_in_their_id(given):

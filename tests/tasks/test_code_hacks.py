@@ -51,8 +51,7 @@ def test_no_hack_passes_any_problem(
         pairs = [(s, hack) for s, hack in chosen if any(word in hack for word in SLOW) == slow]
         limited = replace(bench, seconds=lambda problem, most=seconds: most)
         monkeypatch.setattr(task, "PARTS", {bench.name: limited})
-        known = task.load(limited, str(data))
-        answers = [forged(HACKS[hack], known[str(s.facets["problem"])]) for s, hack in pairs]
+        answers = [forged(HACKS[hack], Problem(**s.meta)) for s, hack in pairs]
         scores = CODE.scores([(s, Completion(s.id, a, 1, 1)) for (s, _), a in zip(pairs, answers, strict=True)])
         for (sample, hack), score in zip(pairs, scores, strict=True):
             passed += [(hack, sample.facets["problem"])] if score.value else []

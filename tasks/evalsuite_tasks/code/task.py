@@ -6,13 +6,14 @@ One answer a problem, greedily, unless `draws` asks for more at a `temperature` 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from evalsuite import sandbox, stats
 from evalsuite.errors import UserError, unknown
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Judged, Request, sample_id
 from evalsuite_tasks.code import cruxeval, functions
-from evalsuite_tasks.code.problems import Benchmark, load, order
+from evalsuite_tasks.code.problems import Benchmark, Problem, load, order
 from evalsuite_tasks.rows import UnreachableError
 
 PARTS: Mapping[str, Benchmark] = {
@@ -119,7 +120,7 @@ class Code:
             facets={**cell.facets, "problem": problem.name},
             max_new_tokens=bench.room,
             stop=bench.stop,
-            meta={"source": request.data[bench.data]},
+            meta=asdict(problem),
             temperature=heat,
             top_p=NUCLEUS if heat else 1.0,
         )
@@ -140,7 +141,7 @@ class Code:
         found = [Score(sample.id, 0.0, "", {"reason": "no answer"}) for sample, _ in answered]
         for i, (sample, completion) in enumerate(answered):
             bench = PARTS[sample.task.partition(".")[2]]
-            problem = load(bench, sample.meta["source"])[str(sample.facets["problem"])]
+            problem = Problem(**sample.meta)
             code = bench.code(completion.text, problem)
             if code is not None:
                 jobs[i] = problem.job(code, bench.seconds(problem))
