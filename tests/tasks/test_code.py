@@ -1,10 +1,8 @@
 """Programs are judged by what they do: reference answers pass, whatever tries to look right does not."""
 
-import gzip
 import json
 import os
 import re
-from functools import cache
 from pathlib import Path
 
 import pyarrow
@@ -237,6 +235,11 @@ def damaged(row, **columns):
         ("humaneval", damaged(HUMANEVAL[0], test="def che"), "defines no check"),
         ("humaneval", damaged(HUMANEVAL[0], test="def check(candidate):\n    assert candidate(1"), "no Python"),
         ("humaneval", damaged(HUMANEVAL[0], prompt=None), "prompt is a NoneType"),
+        (
+            "humaneval",
+            damaged(HUMANEVAL[0], test="def check(candidate): pass\n" + "#" * (7 << 20)),
+            "the sandbox takes",
+        ),
         ("humaneval", {"task_id": "x"}, "lacks 'prompt'"),
         ("mbpp", damaged(MBPP[5], code="def plus(x):\n  return x +"), "no Python"),
         ("mbpp", damaged(MBPP[5], test_list=[]), "test_list"),
@@ -362,40 +365,6 @@ def test_every_reference_answer_passes(part, number):
     assert len(asked) == number
     asked = asked[:: 1 if WHOLE else 8]
     assert failing(judged(asked, lambda s: s.target[0])) == {}
-
-
-def _rows(name):
-    with gzip.open(f"{DATA}/{name}.jsonl.gz", "rt") as file:
-        return list(map(json.loads, file))
-
-
-@needs_data
-@pytest.mark.filterwarnings("ignore")  # lm-eval's
-@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
-def test_prompts_and_stops_are_lm_evals(name, monkeypatch):
-    import datasets
-    import evaluate
-    from lm_eval import tasks, utils
-
-    rows = [row for row in _rows(name) if name == "humaneval" or 11 <= row["task_id"] <= 510]
-
-    class Unused:
-        def compute(self, **_):
-            return ({"pass@1": 1.0},)
-
-    table = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
-    monkeypatch.setattr(evaluate, "load", lambda *_: Unused())  # it would fetch a metric, which nothing here asks
-    monkeypatch.setattr(utils.env, "from_string", cache(utils.env.from_string))
-    folder = Path(tasks.__file__).parent / name
-    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
-    (theirs,) = tasks.get_task_dict([name], manager).values()
-    theirs.build_all_requests()
-    expected = {each.args[0] for each in theirs.instances}
-    asked = samples(name, {name: f"{DATA}/{name}.jsonl.gz"})
-    assert len(asked) == len(rows) == len(expected)
-    assert {sample.text for sample in asked} == expected
-    assert list(asked[0].stop) == theirs.instances[0].args[1]["until"]
 
 
 def test_cruxevals_prompts_end_where_the_answer_begins(given):

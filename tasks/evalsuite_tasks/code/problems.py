@@ -12,6 +12,8 @@ from evalsuite.task import generator
 from evalsuite_tasks import rows
 from evalsuite_tasks.rows import Row
 
+LONGEST = 7 << 20  # characters of a test: one that is not run must not look like one that fails
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -94,6 +96,8 @@ def load(bench: Benchmark, source: str, split: str = "test") -> Mapping[str, Pro
             if not bench.wanted(row):
                 continue
             problem = bench.make(row)
+            if len(problem.test) > LONGEST:
+                raise ValueError(f"its test has {len(problem.test)} characters and the sandbox takes {LONGEST}")
         except (KeyError, ValueError, TypeError) as error:
             why = f"it lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise UserError(f"{place} of {source} is not a row of {bench.data}: {why}; {bench.advice}") from error
