@@ -12,7 +12,7 @@ from typing import Any
 from evalsuite import stats, store
 from evalsuite import task as plugins
 from evalsuite.errors import UserError
-from evalsuite.groups import Line, families, family_of, knobs, lines, pick, tiers, unlike
+from evalsuite.groups import Line, apart, families, family_of, knobs, lines, pick, unlike
 from evalsuite.stats import Difference, Estimate
 from evalsuite.store import Key, Row, Run
 from evalsuite.task import Averaged, Judged, Summarised
@@ -105,7 +105,7 @@ def compare(runs: Sequence[Run], *, flips: bool = False) -> Comparison:
         ),
         wordings=_settings(runs, "wording"),
         seeds=_settings(runs, "seed"),
-        unlike=unlike(index) | tiers(runs),
+        unlike=unlike(index) | apart(runs),
         flips=_flips(index) if flips else None,
     )
 

@@ -144,18 +144,28 @@ def knobs(runs: Sequence[Run]) -> dict[str, dict[str, set[Facet]]]:
     return values
 
 
-def tiers(runs: Sequence[Run]) -> dict[str, str]:
-    """Family -> why its scores do not compare, where its answers ran in sandboxes of several kinds."""
-    kinds: dict[str, dict[str, None]] = {}
+def apart(runs: Sequence[Run]) -> dict[str, str]:
+    """Family -> why its scores do not compare, by the runs' records: other versions, other data, other sandboxes."""
+    told: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
         for family, about in run.meta["tasks"].items():
-            if about.get("tier"):
-                kinds.setdefault(family, {})[about["tier"]] = None
-    return {
-        family: f"its answers ran in sandboxes of different tiers, {' and '.join(found)}: the scores do not compare"
-        for family, found in kinds.items()
-        if len(found) > 1
-    }
+            found = told.setdefault(family, {})
+            found.setdefault("version", {})[f"version {about.get('version')}"] = None
+            for name, what in (about.get("data") or {}).items():
+                found.setdefault(f"data {name}", {})[str(what)] = None
+            if "tier" in about:
+                found.setdefault("tier", {})[str(about["tier"])] = None
+    reasons = {}
+    for family, found in told.items():
+        unlike = [name for name, values in found.items() if len(values) > 1]
+        tiers = [*found.get("tier", ())]
+        if len(tiers) > 1:
+            unlike[unlike.index("tier")] = f"the sandbox's tier ({' and '.join(tiers)})"
+        if unlike:
+            reasons[family] = f"the runs differ in {', '.join(unlike)}: the scores do not compare"
+        elif tiers == ["none"]:
+            reasons[family] = "its answers ran without a sandbox (--allow-unsandboxed): they could forge their scores"
+    return reasons
 
 
 def pick(row: Row, names: Iterable[str]) -> Keys:

@@ -177,14 +177,18 @@ def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) ->
         return
     waiting: list[tuple[Planned, Completion]] = []
     before, started = asdict(model.speed), time.perf_counter()
-    for completion in model.answer([sample for _, sample in open_items.values()]):
-        if completion.sample_id not in open_items:
-            twice = "twice" if completion.sample_id in asked else "without being asked"
-            raise UserError(f"{model.name} answered {completion.sample_id!r} {twice}: a fault of that model's backend")
-        waiting.append((open_items.pop(completion.sample_id), completion))
-        if not isinstance(waiting[-1][0][0].task, Executing) or len(waiting) >= POOL:
-            _judge(waiting, store, reporter)
-    _judge(waiting, store, reporter)
+    try:
+        for completion in model.answer([sample for _, sample in open_items.values()]):
+            if completion.sample_id not in open_items:
+                twice = "twice" if completion.sample_id in asked else "without being asked"
+                raise UserError(
+                    f"{model.name} answered {completion.sample_id!r} {twice}: a fault of that model's backend"
+                )
+            waiting.append((open_items.pop(completion.sample_id), completion))
+            if not isinstance(waiting[-1][0][0].task, Executing) or len(waiting) >= POOL:
+                _judge(waiting, store, reporter)
+    finally:  # what was answered before an error stays
+        _judge(waiting, store, reporter)
     after = asdict(model.speed)
     store.append_timing(
         {
@@ -202,14 +206,15 @@ def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) ->
 
 def _judge(waiting: list[tuple[Planned, Completion]], store: Store, reporter: Reporter) -> None:
     """Score and store what waits: together where a task runs code, else one by one."""
+    pool = list(waiting)
+    waiting.clear()  # what cannot be judged is not tried again while the error is on its way
     scores: dict[str, Score] = {}
-    for task in {id(item.task): item.task for (item, _), _ in waiting}.values():
+    for task in {id(item.task): item.task for (item, _), _ in pool}.values():
         if isinstance(task, Executing):
-            own = [(s, c) for (item, s), c in waiting if item.task is task and not _failed(c)]
+            own = [(s, c) for (item, s), c in pool if item.task is task and not _failed(c)]
             scores |= {sample.id: score for (sample, _), score in zip(own, task.scores(own), strict=True)}
-    for (item, sample), completion in waiting:
+    for (item, sample), completion in pool:
         _keep(item, sample, completion, store, reporter, scores.get(sample.id))
-    waiting.clear()
 
 
 def _failed(completion: Completion) -> bool:

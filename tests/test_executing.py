@@ -116,8 +116,58 @@ def test_runs_of_different_tiers_are_compared_with_a_warning(tmp_path: Path) -> 
     task.where = "T2"
     two = go(tmp_path / "two", task, limit=4)
     text = table.as_markdown(compare.compare([one, two]))
-    assert "UNLIKE runs: its answers ran in sandboxes of different tiers, T1 and T2: the scores do not compare" in text
+    assert "UNLIKE runs: the runs differ in the sandbox's tier (T1 and T2): the scores do not compare" in text
     assert "UNLIKE" not in table.as_markdown(compare.compare([one, one]))
+
+
+def test_other_data_and_other_versions_are_compared_with_a_warning(tmp_path: Path) -> None:
+    one, two, three = (go(tmp_path / name, Runs(), limit=4) for name in ("one", "two", "three"))
+    two.meta["tasks"]["runs"]["version"] = 7
+    for run, held in ((two, "aa"), (three, "bb")):
+        run.meta["tasks"]["runs"]["data"] = {"humaneval": held}
+    assert "UNLIKE runs: the runs differ in version: the" in table.as_markdown(compare.compare([one, two]))
+    text = table.as_markdown(compare.compare([two, three]))
+    assert "UNLIKE runs: the runs differ in version, data humaneval: the scores do not compare" in text
+
+
+def test_a_run_without_walls_says_so(tmp_path: Path) -> None:
+    task = Runs()
+    task.where = "none"
+    text = table.as_markdown(compare.compare([go(tmp_path, task, limit=4)]))
+    assert "UNLIKE runs: its answers ran without a sandbox (--allow-unsandboxed)" in text
+
+
+class Breaks(Fake):
+    """A backend that fails after eleven answers."""
+
+    def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+        for i, completion in enumerate(super().answer(samples)):
+            if i == 11:
+                raise OSError("connection lost")
+            yield completion
+
+
+def test_what_was_answered_before_a_backend_fails_is_judged_and_kept(tmp_path: Path) -> None:
+    task = Runs()
+    with pytest.raises(OSError, match="connection lost"):
+        go(tmp_path, task, Breaks(), limit=4)
+    assert task.pools == [11]
+    again = Fake()
+    assert len(go(tmp_path, task, again, limit=4).rows) == 12
+    assert len(again.asked) == 1
+
+
+def test_what_cannot_be_judged_is_not_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def broken(self: Runs, answered: Sequence[tuple[Sample, Completion]]) -> list[Score]:
+        tried.append(len(answered))
+        raise UserError("the sandbox did not start")
+
+    monkeypatch.setattr(Runs, "scores", broken)
+    with pytest.raises(UserError, match="did not start"):
+        go(tmp_path, Runs(), limit=4)
+    assert tried == [12]
 
 
 ROW = {

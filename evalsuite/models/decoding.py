@@ -73,6 +73,8 @@ class Detokenizer:
         joined = self.after(ids)
         found = [place for stop in stops if (place := joined.find(stop)) >= 0]
         dropped = len(joined) - len(self._decode(ids))
+        if joined[dropped : dropped + 1].isspace():
+            dropped = 0  # an indentation, of which no decoder's rule about the first space may take a part
         return joined[dropped : min(found)] if found else joined[dropped:], bool(found)
 
     def reached(self, ids: list[int], stops: tuple[str, ...]) -> bool:

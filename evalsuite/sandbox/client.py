@@ -49,14 +49,21 @@ def run(job: dict[str, Any], tier: str) -> tuple[bool, str, float, str]:
         text = _ask(message, tier, job["limits"]["disk"]) or _ask(message, tier, job["limits"]["disk"])
     except wire.WireError as error:
         return False, f"the job cannot be sent: {error}", 0.0, ""
+    passed, reason, seconds, value = _read(text)
+    if not passed and reason.endswith("(SIGKILL)"):  # perhaps by somebody else, a machine that is short of memory
+        passed, reason, seconds, value = _read(_ask(message, tier, job["limits"]["disk"]))
+    # the candidate has a say in it: nothing that moves a cursor or cannot be written
+    return passed, "".join(c if c.isprintable() else "?" for c in reason), seconds, value
+
+
+def _read(text: str | None) -> tuple[bool, str, float, str]:
     if text is None:
         raise UserError("the sandbox's helper ended in the middle of a job; run it again")
     kind, *rest = wire.decode(wire.parse(text), wire.no_other)
     if kind == "broken":
         raise UserError(f"the sandbox did not start: {rest[0]}; evalsuite doctor says what this machine can do")
     passed, reason, seconds, value = rest
-    # the candidate has a say in it: nothing that moves a cursor or cannot be written
-    return passed, "".join(c if c.isprintable() else "?" for c in reason), seconds, value
+    return passed, reason, seconds, value
 
 
 def _ask(message: str, tier: str, disk: int) -> str | None:

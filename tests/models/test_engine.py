@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from evalsuite.errors import UserError
 from evalsuite.models.batching import Group, common_prefix, share, slices
@@ -319,6 +321,17 @@ def test_a_stop_string_far_into_a_long_answer() -> None:
     assert text.reached(ids, ("sky sun",))
     assert not text.reached(ids, ("sun sky",))
     assert text.cut(ids, ("sky sun",)) == ("grass " * 500, True)
+
+
+def test_an_indentation_is_kept_whole() -> None:
+    """Decoders like Llama's take away a text's first space: the one before a word, but none of a line's indentation."""
+    pieces = {piece: i for i, piece in enumerate(["<unk>", "▁▁▁", "▁return", "▁x", "x"])}
+    plain = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Metaspace()
+    plain.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    text = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>"))
+    assert text.cut([1, 2, 3], ()) == ("    return x", False)
+    assert text.cut([2, 3], ()) == ("return x", False)
 
 
 SAMPLED = Sampling(temperature=1.3, top_k=200, top_p=0.95, seed=7)
