@@ -102,7 +102,7 @@ def read(file: Path) -> Iterator[Row]:
             yield from _csv(list(csv.reader(lines)))
     else:
         raw = file.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
         whole = name.endswith((".json", ".json.gz"))
         yield from json.loads(text) if whole else map(json.loads, filter(str.strip, text.split("\n")))
 
