@@ -79,7 +79,7 @@ GOLDEN = {
     "multihop": (1, "10c9619137f0975a"),
     "knowledge": (1, "b2a59c06b9b37ed2"),
     "trace": (1, "afd61df5287ee253"),
-    "longcode": (1, "9d5fbec5eda73dd5"),
+    "longcode": (1, "551f7185019f9211"),
 }
 
 
