@@ -240,7 +240,7 @@ def damaged(row, **columns):
             damaged(HUMANEVAL[0], test="def check(candidate): pass\n" + "#" * (7 << 20)),
             "the sandbox takes",
         ),
-        ("humaneval", {"task_id": "x"}, "lacks 'prompt'"),
+        ("humaneval", {"task_id": "x", "test": ""}, "lacks 'prompt'"),
         ("mbpp", damaged(MBPP[5], code="def plus(x):\n  return x +"), "no Python"),
         ("mbpp", damaged(MBPP[5], test_list=[]), "test_list"),
         ("mbpp", damaged(MBPP[5], task_id="eleven"), "eleven"),
@@ -284,7 +284,9 @@ def test_the_hubs_folder_of_mbpp_has_its_examples_in_a_split_of_their_own(tmp_pa
 PLUS_TEST = """
 import numpy as np
 def check(candidate):
-    for given, wanted in zip([[1, 2], [0.1, 0.2]], [3, 0.3]):
+    inputs = [[1, 2], [0.1, 0.2]]
+    results = [3, 0.3]
+    for given, wanted in zip(inputs, results):
         assert candidate(*given) == wanted or np.allclose(candidate(*given), wanted, rtol=1e-07, atol=1e-6)
 """
 
@@ -332,7 +334,8 @@ def test_mbpp_plus_has_the_hubs_columns_alone(given, tmp_path):
         "code": MBPP[6]["code"],
         "test_imports": [],
         "test_list": MBPP[6]["test_list"],
-        "test": "for x in range(100):\n    assert plus(x) == x + 12\n",
+        "test": "inputs = list(range(99))\nresults = [x + 12 for x in inputs]\n"
+        "for x, y in zip(inputs, results):\n    assert plus(x) == y\n",
     }
     source = write(tmp_path / "plus.jsonl", [row])
     asked = samples("mbpp_plus", {**given, "mbpp_plus": source})

@@ -43,23 +43,52 @@ def check(candidate):
 
 
 def _humaneval(row: Row) -> Problem:
+    if {"base_input", "plus_input"} & row.keys() or ("test" in row and _inputs(text(row, "test"))):
+        raise ValueError("its tests are HumanEval+'s, which is the data of humaneval_plus")
+    return _function_test(row, text(row, "test"))
+
+
+def _humaneval_plus(row: Row) -> Problem:
+    """HumanEval+ in the hub's columns, or in those of its release."""
+    if "test" in row:
+        test = text(row, "test")
+        _check_plus(test)
+        return _function_test(row, test)
+    base, more = row["base_input"], row["plus_input"]
+    if not isinstance(base, list) or not isinstance(more, list) or not base:
+        raise ValueError("its base_input and plus_input hold no inputs")
+    solved, entry = text(row, "prompt") + text(row, "canonical_solution"), text(row, "entry_point")
+    rules = PLUS.replace("INPUTS", repr(json.dumps([*base, *more]))).replace("ENTRY", repr(entry))
+    rules = rules.replace("REFERENCE", entry).replace("ATOL", repr(float(row["atol"])))
+    return _function_test(row, f"{solved}\n{rules}", whole=True)
+
+
+def _function_test(row: Row, test: str, whole: bool = False) -> Problem:
+    """A problem whose test is `check`; unless it is whole, the prompt's helpers come before it."""
     prompt, solution, entry = (text(row, column) for column in ("prompt", "canonical_solution", "entry_point"))
     solved = prompt + solution
     check_python(solved, "prompt with its canonical_solution", entry)
-    if "test" in row:
-        test = text(row, "test")
-        if "def check(" not in test:
-            raise ValueError("its test defines no check")
-        if len(test) < LARGE:
-            check_python(test, "test")
-        test = sandbox.helpers(solved, entry) + test
-    else:
-        given = json.dumps([*row["base_input"], *row["plus_input"]])
-        rules = PLUS.replace("INPUTS", repr(given)).replace("ENTRY", repr(entry)).replace("REFERENCE", entry)
-        test = f"{solved}\n{rules.replace('ATOL', repr(float(row['atol'])))}"
+    if "def check(" not in test:
+        raise ValueError("its test defines no check")
+    if len(test) < LARGE:
+        check_python(test, "test")
+    test = test if whole else sandbox.helpers(solved, entry) + test
     return Problem(
         text(row, "task_id"), prompt, "", prompt, f"{test}\ncheck(candidate)\n", solution.rstrip("\n"), entry
     )
+
+
+def _inputs(test: str) -> bool:
+    """Whether a test goes through a list of inputs, as EvalPlus' do and no other's."""
+    return re.search(r"^[ \t]*inputs\s*=", test, re.MULTILINE) is not None
+
+
+def _check_plus(test: str) -> None:
+    """Raise ValueError where a test is not one of EvalPlus: inputs with results, or with a function that gives them."""
+    if not _inputs(test) or not re.search(r"^[ \t]*results\s*=|\bref_func\b", test, re.MULTILINE):
+        raise ValueError("its test has no inputs and results, as EvalPlus' tests have")
+    if re.search(r"^[ \t]*(?:inputs|results)\s*=\s*\[\s*\]", test, re.MULTILINE):
+        raise ValueError("its test has no inputs")
 
 
 def _number(row: Row) -> int:
@@ -70,7 +99,7 @@ def _mbpp(row: Row) -> Problem:
     """MBPP, and MBPP+ in the hub's columns, where `prompt` stands for `text` and `test` for more tests."""
     code, shown = text(row, "code"), texts(row, "test_list")
     check_python(code, "code")
-    task = text(row, "prompt" if "prompt" in row else "text")
+    task = text(row, "prompt" if "test" in row else "text")
     before = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
     own = text(row, "test") if "test" in row else "\n".join([before, *shown])
     if len(own) < LARGE:
@@ -93,9 +122,16 @@ def _mbpp(row: Row) -> Problem:
     )
 
 
-def _plus(row: Row) -> Problem:
+def _mbpp_base(row: Row) -> Problem:
+    if {"test", "base_input", "plus_input"} & row.keys():
+        raise ValueError("its tests are MBPP+'s, which is the data of mbpp_plus")
+    return _mbpp(row)
+
+
+def _mbpp_plus(row: Row) -> Problem:
     if "test" not in row:
         raise ValueError("it has no column test, as the hub's evalplus/mbppplus has")
+    _check_plus(text(row, "test"))
     return _mbpp(row)
 
 
@@ -119,7 +155,7 @@ HUMANEVAL_PLUS = Benchmark(
     data="humaneval_plus",
     hub=("evalplus/humanevalplus", None),
     what="HumanEval+'s rows (task_id, prompt, canonical_solution, entry_point; test, or base_input, plus_input, atol)",
-    make=_humaneval,
+    make=_humaneval_plus,
     stop=HUMANEVAL.stop,
     room=1024,
     seconds=lambda problem: 60.0,
@@ -129,7 +165,7 @@ MBPP = Benchmark(
     data="mbpp",
     hub=("google-research-datasets/mbpp", "full"),
     what="MBPP's rows (task_id, text, code, test_list, test_setup_code)",
-    make=_mbpp,
+    make=_mbpp_base,
     stop=("[DONE]",),
     room=512,
     shots=3,
@@ -145,7 +181,7 @@ MBPP_PLUS = Benchmark(
     data="mbpp_plus",
     hub=("evalplus/mbppplus", None),
     what="MBPP+'s rows in the hub's columns (task_id, prompt, code, test_list, test_imports, test)",
-    make=_plus,
+    make=_mbpp_plus,
     stop=("[DONE]",),
     room=512,
     shots=3,
