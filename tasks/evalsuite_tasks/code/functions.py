@@ -12,12 +12,12 @@ import json
 import re
 
 from evalsuite import sandbox
-from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, text, texts
+from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, check_test, text, texts
 from evalsuite_tasks.rows import Row
 
-LARGE = 100_000  # characters; a test of EvalPlus is longer, and its parsing slow
 SLOW = ("MBPP/123",)  # its reference sums the divisors of 10,000 numbers one by one, 5 s of a CPU
-# EvalPlus' rules: floats are close within 1e-6, or the problem's own tolerance; a root is any point near a zero.
+# EvalPlus' rules; INPUTS, ENTRY, REFERENCE and ATOL, the problem's, are set before them, never put into their text.
+# Floats are close within 1e-6, or the problem's own tolerance; a root is any point near a zero.
 PLUS = """
 import copy, json, math
 
@@ -58,9 +58,10 @@ def _humaneval_plus(row: Row) -> Problem:
     if not isinstance(base, list) or not isinstance(more, list) or not base:
         raise ValueError("its base_input and plus_input hold no inputs")
     solved, entry = text(row, "prompt") + text(row, "canonical_solution"), text(row, "entry_point")
-    rules = PLUS.replace("INPUTS", repr(json.dumps([*base, *more]))).replace("ENTRY", repr(entry))
-    rules = rules.replace("REFERENCE", entry).replace("ATOL", repr(float(row["atol"])))
-    return _function_test(row, f"{solved}\n{rules}", whole=True)
+    given = {"INPUTS": repr(json.dumps([*base, *more])), "ENTRY": repr(entry), "REFERENCE": entry}
+    given["ATOL"] = repr(float(row["atol"]))
+    known = "".join(f"{name} = {value}\n" for name, value in given.items())
+    return _function_test(row, f"{solved}\n{known}{PLUS}", whole=True)
 
 
 def _function_test(row: Row, test: str, whole: bool = False) -> Problem:
@@ -70,8 +71,7 @@ def _function_test(row: Row, test: str, whole: bool = False) -> Problem:
     check_python(solved, "prompt with its canonical_solution", entry)
     if "def check(" not in test:
         raise ValueError("its test defines no check")
-    if len(test) < LARGE:
-        check_python(test, "test")
+    check_test(test)
     test = test if whole else sandbox.helpers(solved, entry) + test
     return Problem(
         text(row, "task_id"), prompt, "", prompt, f"{test}\ncheck(candidate)\n", solution.rstrip("\n"), entry
@@ -102,8 +102,7 @@ def _mbpp(row: Row) -> Problem:
     task = text(row, "prompt" if "test" in row else "text")
     before = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
     own = text(row, "test") if "test" in row else "\n".join([before, *shown])
-    if len(own) < LARGE:
-        check_python(own, "test")
+    check_test(own)
     tests = "".join(f"{each}\n" for each in shown[:3])
     prompt = (
         f"You are an expert Python programmer, and here is your task: {task} Your code should pass these tests:\n\n"

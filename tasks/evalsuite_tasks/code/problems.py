@@ -1,10 +1,12 @@
 """A problem as every benchmark of code comes down to, and how a benchmark's rows are read and checked."""
 
 import ast
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 from evalsuite.errors import UserError
 from evalsuite.sandbox import Job, Limits
@@ -12,6 +14,7 @@ from evalsuite.task import generator
 from evalsuite_tasks import rows
 from evalsuite_tasks.rows import Row
 
+LARGE = 100_000  # characters of a test whose parsing to a tree would take long: EvalPlus has such
 LONGEST = 7 << 20  # characters of a test: one that is not run must not look like one that fails
 
 
@@ -85,6 +88,51 @@ def check_python(program: str, what: str, defines: str = "") -> None:
         raise ValueError(f"its {what} is no Python: {error}") from None
     if defines and not any(getattr(node, "name", "") == defines for node in body):
         raise ValueError(f"its {what} defines no {defines}")
+
+
+def check_test(test: str) -> None:
+    """Raise ValueError where a test cannot run, whatever the answer: it is no Python, or imports what is not here."""
+    if len(test) < LARGE:
+        check_python(test, "test")
+        found = _imports(ast.parse(test))
+    else:
+        try:
+            compile(test, "<test>", "exec", dont_inherit=True)  # without a tree: a third of the time and memory
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"its test is no Python: {error}") from None
+        found = set(re.findall(r"^(?:import|from)[ \t]+(\w+)", test, re.MULTILINE))
+    for module in sorted(found):
+        if not _installed(module):
+            raise ValueError(f"its test imports {module}, which is not installed here (pip install {module})")
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """The modules that a program always imports: not what it tries to."""
+    if isinstance(tree, ast.Import):
+        return {alias.name.partition(".")[0] for alias in tree.names}
+    if isinstance(tree, ast.ImportFrom):
+        return {str(tree.module).partition(".")[0]}
+    if isinstance(tree, ast.Try):
+        return set()
+    return set().union(*map(_imports, ast.iter_child_nodes(tree)))
+
+
+@lru_cache(maxsize=256)
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # of a module that was made by hand
+        return True
+
+
+@lru_cache(maxsize=64)
+def fault(test: str) -> str:
+    """What is wrong with a test itself, "" for nothing."""
+    try:
+        check_test(test)
+    except ValueError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 @lru_cache(maxsize=16)

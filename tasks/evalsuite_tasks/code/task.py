@@ -13,7 +13,7 @@ from evalsuite.errors import UserError, unknown
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Judged, Request, sample_id
 from evalsuite_tasks.code import cruxeval, functions
-from evalsuite_tasks.code.problems import Benchmark, Problem, load, order
+from evalsuite_tasks.code.problems import Benchmark, Problem, fault, load, order
 from evalsuite_tasks.rows import UnreachableError
 
 PARTS: Mapping[str, Benchmark] = {
@@ -30,6 +30,7 @@ PARTS: Mapping[str, Benchmark] = {
 KNOBS: Mapping[str, tuple[Facet, ...]] = {"shots": (3,), "temperature": (0.0,), "draws": (1,)}
 PASS = (1, 5, 10, 100)  # k of pass@k, as far as there are so many draws
 NUCLEUS = 0.95
+FAULTS = ("SyntaxError", "IndentationError", "ModuleNotFoundError", "ImportError", "MemoryError", "RecursionError")
 WORKERS = 8
 
 
@@ -136,7 +137,10 @@ class Code:
         return self.scores([(sample, completion)])[0]
 
     def scores(self, answered: Sequence[tuple[Sample, Completion]]) -> Sequence[Score]:
-        """Judge programs in the sandbox, several at a time. `detail["reason"]` says why one has failed."""
+        """Judge programs in the sandbox, several at a time. `detail["reason"]` says why one has failed.
+
+        Raises UserError where the fault is the test's: no answer could pass it.
+        """
         jobs = {}
         found = [Score(sample.id, 0.0, "", {"reason": "no answer"}) for sample, _ in answered]
         for i, (sample, completion) in enumerate(answered):
@@ -148,6 +152,9 @@ class Code:
         verdicts = sandbox.judge_many(list(jobs.values()), WORKERS)
         for i, verdict in zip(jobs, verdicts, strict=True):
             reason = verdict.reason or "passed"
+            if reason.startswith(FAULTS) and (why := fault(jobs[i].test)):  # else the answer itself is to blame
+                name = answered[i][0].facets["problem"]
+                raise UserError(f"{name} cannot be judged: {why}; mend that and score the run again")
             found[i] = Score(answered[i][0].id, float(verdict.passed), "", {"reason": reason})
         return found
 
