@@ -141,7 +141,14 @@ def test_a_helper_of_the_prompts_is_the_benchmarks_own(given):
 
 OUTPUTS = {
     "assert f('a == ', 'b') == 'a == b'": 1.0,
-    "'a == b'": 0.0,  # upstream's rule takes what is behind the first ==
+    "'a == b'": 1.0,
+    "assert f('a == ', 'b') == eval('\"a == b\"')": 0.0,
+    "assert f('a == ', 'b') == (lambda: 'a == b')()": 0.0,
+    "assert f('a == ', 'b') == (x := 'a == b')": 0.0,
+    "assert f('a == ', 'b') == [x for x in ['a == b']][0]": 0.0,
+    "assert f('a == ', 'b') == 'a == b')\nif 1: pass\n(": 0.0,
+    "assert f('a == ', 'b') == 'a == b'\nimport os": 0.0,
+    "'a == c'": 0.0,
     "[ANSWER]\nassert f('a == ', 'b') == 'a ' + '== b'": 1.0,
     "assert f('a == ', 'b') == f('a == ', 'b')": 0.0,
     "assert f('a == ', 'b') == type('A', (str,), {'__eq__': lambda *a: True})()": 0.0,
@@ -172,6 +179,20 @@ def test_cruxeval_takes_values_and_nothing_else(part, answers, given):
     asked = [(sample, Completion(sample.id, text, 1, 1)) for text in answers]
     found = {text: score.value for text, score in zip(answers, CODE.scores(asked), strict=True)}
     assert found == answers
+
+
+@needs_walls
+def test_cruxeval_takes_every_kind_of_literal(tmp_path):
+    for value in ("-1", "set()", "{1, 2}", "(-1.5, [None, True], {'a': b'x'})", "1e400", "1 + 2j", "''", "()"):
+        row = {"id": "sample_7", "code": f"def f(x):\n    return {value}", "input": "0", "output": value}
+        asked = samples("cruxeval_output", {"cruxeval": write(tmp_path / "crux.jsonl", [row])})
+        problems.load.cache_clear()
+        problems.order.cache_clear()
+        for answer in (f"assert f(0) == {value}", value, f"assert f(0) == ({value})"):
+            assert failing(judged(asked, lambda s, a=answer: a)) == {}
+    assert judged(asked, lambda s: "assert f(0) == f(0)") == {
+        "CRUXEval/7": (0.0, "the answer is computed, not a literal")
+    }
 
 
 @needs_walls

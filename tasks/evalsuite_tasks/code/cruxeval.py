@@ -1,12 +1,16 @@
 """CRUXEval (Gu et al. 2024, arXiv 2401.03065): what does f return (output), or for which input does it return this?
 
-Prompts are the repository's direct ones, with its two examples. An output is judged by its value alone, and cannot call
-f, which is not there; upstream runs it beside f and looks for the text of the call. An input has to be plain values,
-and functions in the two problems that take one: they come out of the sandbox, and the benchmark's own f is called with
-them where no candidate is. An object that lies in its methods would otherwise make any f return anything.
+Prompts are the repository's direct ones, with its two examples. An output is judged by its value alone: one expression
+without calls, so that nothing computes it. Upstream runs it beside f and only looks for the text of the call. An input
+has to be plain values, and functions in the two problems that take one: they come out of the sandbox, and the
+benchmark's own f is called with them where no candidate is. An object that lies in its methods would otherwise make any
+f return anything.
 """
 
-from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, text
+import ast
+from typing import TypeGuard
+
+from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, parsed, text
 from evalsuite_tasks.rows import Row
 
 OUTPUT = """You are given a Python function and an assertion containing an input to the function. \
@@ -62,6 +66,7 @@ assert f("ba", "nana") == "banana"
 [/ANSWER]
 
 """
+COMPUTED = (ast.Call, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.NamedExpr, ast.Await)
 # Before the benchmark's f: whether something is a plain value, and less room than a test has otherwise.
 PLAIN = """
 import resource as _resource
@@ -118,24 +123,43 @@ def _input(row: Row) -> Problem:
 
 
 def output(answer: str, problem: Problem) -> str | None:
-    """The value behind `assert f(...) ==`, or an answer that is a value alone."""
-    asked = problem.reference[: problem.prompt.rindex(" ??\n") - problem.prompt.rindex("\nassert ") - 1]
-    found = _tagged(answer)
-    if found.startswith(asked):
-        found = found.removeprefix(asked)
-    elif "==" in found:
-        found = found.partition("==")[2]
-    return found.strip() or None
+    """The value behind `assert f(...) ==`, or an answer that is a value alone. Raises ValueError for a computed one."""
+    said = _said(_tagged(answer))
+    value = said.comparators[0] if said and _compares(said) else said
+    if value is None:
+        return None
+    if any(isinstance(node, COMPUTED) and not _empty_set(node) for node in ast.walk(value)):
+        raise ValueError("the answer is computed, not a literal")
+    return ast.unparse(value)
 
 
 def given(answer: str, problem: Problem) -> str | None:
     """The arguments between the parentheses of `assert f(...) == ...`, "" for a call without any."""
-    found = _tagged(answer).removeprefix("assert").strip()
-    value = problem.prompt[problem.prompt.rindex("assert f(??) == ") : problem.prompt.rindex("\n[/PYTHON]")]
-    wanted = value.removeprefix("assert f(??)")
-    call = found.removesuffix(wanted) if found.endswith(wanted) else found.partition("==")[0]
-    call = call.strip()
-    return call[2:-1].strip() if call.startswith("f(") and call.endswith(")") else None
+    said = _said(_tagged(answer))
+    call = said.left if isinstance(said, ast.Compare) else said
+    return ast.unparse(call)[2:-1] if call and _calls(call) else None
+
+
+def _said(found: str) -> ast.expr | None:
+    """The one expression that an answer is or asserts."""
+    tree = parsed(found)
+    if tree is None or len(tree.body) != 1:
+        return None
+    (only,) = tree.body
+    return only.test if isinstance(only, ast.Assert) else only.value if isinstance(only, ast.Expr) else None
+
+
+def _compares(said: ast.expr) -> TypeGuard[ast.Compare]:
+    """Whether it is `f(...) == value`."""
+    return isinstance(said, ast.Compare) and list(map(type, said.ops)) == [ast.Eq] and _calls(said.left)
+
+
+def _calls(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "f"
+
+
+def _empty_set(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node) == "set()"
 
 
 def _tagged(answer: str) -> str:

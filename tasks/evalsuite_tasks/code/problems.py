@@ -90,6 +90,17 @@ def check_python(program: str, what: str, defines: str = "") -> None:
         raise ValueError(f"its {what} defines no {defines}")
 
 
+def parsed(program: str) -> ast.Module | None:
+    """A model's program as a tree, None where it is no Python."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(program)
+            ast.unparse(tree)  # what is too deep is no answer either
+            return tree
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def check_test(test: str) -> None:
     """Raise ValueError where a test cannot run, whatever the answer: it is no Python, or imports what is not here."""
     if len(test) < LARGE:

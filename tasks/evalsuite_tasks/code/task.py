@@ -146,7 +146,11 @@ class Code:
         for i, (sample, completion) in enumerate(answered):
             bench = PARTS[sample.task.partition(".")[2]]
             problem = Problem(**sample.meta)
-            code = bench.code(completion.text, problem)
+            try:
+                code = bench.code(completion.text, problem)
+            except ValueError as error:
+                found[i] = Score(sample.id, 0.0, "", {"reason": str(error)})
+                continue
             if code is not None:
                 jobs[i] = problem.job(code, bench.seconds(problem))
         verdicts = sandbox.judge_many(list(jobs.values()), WORKERS)
