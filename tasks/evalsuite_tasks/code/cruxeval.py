@@ -10,6 +10,7 @@ f return anything.
 import ast
 from typing import TypeGuard
 
+from evalsuite_tasks.code import answers
 from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, parsed, text
 from evalsuite_tasks.rows import Row
 
@@ -163,7 +164,11 @@ def _empty_set(node: ast.AST) -> bool:
 
 
 def _tagged(answer: str) -> str:
-    return answer.partition("[ANSWER]")[2].strip() if "[ANSWER]" in answer else answer.strip()
+    """What stands between the tags, and in a fence where there is one; either may be around the other."""
+    if "[ANSWER]" in answer:
+        answer = answer.partition("[ANSWER]")[2]
+    answer = answer.partition("[/ANSWER]")[0].strip()
+    return answers.code(answer, lambda tree: len(tree.body) == 1).strip()
 
 
 CRUX_OUTPUT = Benchmark(

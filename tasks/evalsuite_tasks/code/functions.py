@@ -12,6 +12,7 @@ import json
 import re
 
 from evalsuite import sandbox
+from evalsuite_tasks.code import answers
 from evalsuite_tasks.code.problems import Benchmark, Problem, check_python, check_test, text, texts
 from evalsuite_tasks.rows import Row
 
@@ -135,9 +136,10 @@ def _mbpp_plus(row: Row) -> Problem:
 
 
 def _function(answer: str, problem: Problem) -> str | None:
-    """MBPP's answer: all of it, or what stands in a fence where the model puts one around its code."""
-    fenced = re.search(r"```(?:python)?\n(.*?)(?:\n```|\Z)", answer, re.DOTALL)
-    return (fenced[1] if fenced else answer) or None
+    """MBPP's answer: all of it where that is Python, else what stands in the fence that defines what is tested."""
+    said = answer.partition("[BEGIN]")[2] if answer.lstrip().startswith("[BEGIN]") else answer
+    asked = {name for name in problem.names if re.search(rf"\b{name}\b", problem.test)}
+    return answers.code(said, lambda tree: not answers.defined(tree).isdisjoint(asked)) or None
 
 
 HUMANEVAL = Benchmark(
