@@ -226,6 +226,11 @@ def test_pass_at_k_is_over_problems():
     assert found["humaneval (temperature 0.8) pass@5"].startswith(f"{50 * (1 - 21 / 252):.1f} [")
     assert found["humaneval (temperature 0.8) pass@10"].startswith("50.0 [")
     assert list(CODE.averages(rows[:1])) == ["humaneval (temperature 0.8) pass@1"]
+    uneven = CODE.averages(rows[:12])  # all ten draws of a, two of b
+    assert uneven["humaneval (temperature 0.8) pass@1"].startswith("15.0 [")  # by problem, not 3 of 12
+    assert uneven["humaneval (temperature 0.8) pass@5"] == "- (1 of 2 problems have 2 draws)"
+    assert uneven["humaneval (temperature 0.8) pass@10"] == "- (1 of 2 problems have 2 draws)"
+    assert len(uneven) == 3
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,11 @@ class Code:
         return found
 
     def averages(self, judged: Sequence[Judged]) -> Mapping[str, str]:
-        """pass@k in percent with its 95 % interval over problems, for every k up to the draws that each problem has."""
+        """pass@k in percent with its 95 % interval, for every k up to the draws that each problem has.
+
+        It is the mean of the problems' own rates, so that a problem with more draws weighs no more. For a k that only
+        some problems have draws for, it is said why there is none.
+        """
         groups: dict[str, dict[str, list[float]]] = {}
         for each in judged:
             setting = ", ".join(
@@ -173,11 +177,14 @@ class Code:
             groups.setdefault(name, {}).setdefault(str(each.facets["problem"]), []).append(each.score)
         figures = {}
         for name, problems in groups.items():
-            draws = min(map(len, problems.values()))
+            many = [len(draws) for draws in problems.values()]
+            draws, few = min(many), many.count(min(many))
             for k in (k for k in PASS if k <= draws):
                 found = stats.estimate([stats.pass_at_k(len(s), round(sum(s)), k) for s in problems.values()])
                 interval = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
                 figures[f"{name} pass@{k}"] = f"{100 * found.value:.1f} {interval}"
+            for k in (k for k in PASS if draws < k <= max(many)):
+                figures[f"{name} pass@{k}"] = f"- ({few} of {len(many)} problems have {draws} draws)"
         return figures
 
 
