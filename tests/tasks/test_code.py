@@ -12,7 +12,7 @@ import pytest
 from evalsuite import sandbox
 from evalsuite.errors import UserError
 from evalsuite.records import Completion, Sample
-from evalsuite.task import Averaged, Executing, Judged, Request, load
+from evalsuite.task import Averaged, Executing, Request, load
 from evalsuite_tasks.code import __main__ as check
 from evalsuite_tasks.code import cruxeval, problems
 
@@ -213,24 +213,6 @@ def test_draws_are_cells_of_one_problem_and_differ_in_their_id(given):
     fewer = samples("humaneval", given, knobs={"draws": (2,), "temperature": (0.8,)})
     assert {s.id for s in fewer} < {s.id for s in asked}
     assert {s.temperature for s in samples("humaneval", given)} == {0.0}
-
-
-def test_pass_at_k_is_over_problems():
-    def row(problem, draw, score):
-        facets = {"temperature": 0.8, "draw": draw, "problem": problem}
-        return Judged("code.humaneval", facets, "", score)
-
-    rows = [row("a", i, float(i < 3)) for i in range(10)] + [row("b", i, 0.0) for i in range(10)]
-    found = CODE.averages(rows)
-    assert found["humaneval (temperature 0.8) pass@1"].startswith("15.0 [")
-    assert found["humaneval (temperature 0.8) pass@5"].startswith(f"{50 * (1 - 21 / 252):.1f} [")
-    assert found["humaneval (temperature 0.8) pass@10"].startswith("50.0 [")
-    assert list(CODE.averages(rows[:1])) == ["humaneval (temperature 0.8) pass@1"]
-    uneven = CODE.averages(rows[:12])  # all ten draws of a, two of b
-    assert uneven["humaneval (temperature 0.8) pass@1"].startswith("15.0 [")  # by problem, not 3 of 12
-    assert uneven["humaneval (temperature 0.8) pass@5"] == "- (1 of 2 problems have 2 draws)"
-    assert uneven["humaneval (temperature 0.8) pass@10"] == "- (1 of 2 problems have 2 draws)"
-    assert len(uneven) == 3
 
 
 @pytest.mark.parametrize(

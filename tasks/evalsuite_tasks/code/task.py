@@ -5,6 +5,7 @@ One answer a problem, greedily, unless `draws` asks for more at a `temperature` 
 `--limit` counts problems, and more draws of a finished run only add to it.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -31,7 +32,9 @@ KNOBS: Mapping[str, tuple[Facet, ...]] = {"shots": (3,), "temperature": (0.0,), 
 PASS = (1, 5, 10, 100)  # k of pass@k, as far as there are so many draws
 NUCLEUS = 0.95
 FAULTS = ("SyntaxError", "IndentationError", "ModuleNotFoundError", "ImportError", "MemoryError", "RecursionError")
-WORKERS = 8
+# One for each core: the limits are by the clock, and an answer must not pay for its neighbours' work.
+WORKERS = min(8, len(os.sched_getaffinity(0)))
+LATE = "timed out"
 
 
 class Code:
@@ -139,6 +142,7 @@ class Code:
     def scores(self, answered: Sequence[tuple[Sample, Completion]]) -> Sequence[Score]:
         """Judge programs in the sandbox, several at a time. `detail["reason"]` says why one has failed.
 
+        What timed out among others is judged once more, alone, before it counts; `detail["judged"]` says how often.
         Raises UserError where the fault is the test's: no answer could pass it.
         """
         jobs = {}
@@ -153,13 +157,17 @@ class Code:
                 continue
             if code is not None:
                 jobs[i] = problem.job(code, bench.seconds(problem))
-        verdicts = sandbox.judge_many(list(jobs.values()), WORKERS)
-        for i, verdict in zip(jobs, verdicts, strict=True):
+        verdicts = dict(zip(jobs, sandbox.judge_many(list(jobs.values()), WORKERS), strict=True))
+        late = [i for i, verdict in verdicts.items() if len(jobs) > 1 and verdict.reason.startswith(LATE)]
+        verdicts |= {i: sandbox.judge_many([jobs[i]], 1)[0] for i in late}
+        for i, verdict in verdicts.items():
             reason = verdict.reason or "passed"
             if reason.startswith(FAULTS) and (why := fault(jobs[i].test)):  # else the answer itself is to blame
                 name = answered[i][0].facets["problem"]
-                raise UserError(f"{name} cannot be judged: {why}; mend that and score the run again")
-            found[i] = Score(answered[i][0].id, float(verdict.passed), "", {"reason": reason})
+                raise UserError(f"{name} cannot be judged: {why}; mend that and run again")
+            found[i] = Score(
+                answered[i][0].id, float(verdict.passed), "", {"reason": reason, "judged": 1 + (i in late)}
+            )
         return found
 
     def averages(self, judged: Sequence[Judged]) -> Mapping[str, str]:
