@@ -269,7 +269,10 @@ def test_a_damaged_row_is_one_clear_line(name, row, said, given, tmp_path):
 def test_missing_data_is_said_with_the_mend(given, tmp_path):
     lacks = CODE.missing(Request(data={"humaneval": given["humaneval"]}))
     assert list(lacks) == [f"code.{p}" for p in CODE.subtasks() if p != "humaneval"]
-    assert "--data mbpp=PATH" in lacks["code.mbpp"]
+    assert lacks["code.mbpp"] == "no --data mbpp given"
+    assert "--data mbpp=PATH" in CODE.missing(Request(("mbpp",)))["code.mbpp"]
+    for asked in (Request(), Request(CODE.subtasks())):
+        assert CODE.missing(asked) == {"code": f"no data given; it takes {CODE.needs}"}
     assert "closed lexicon" in CODE.missing(Request(wording="terse"))["code"]
     assert CODE.cells(Request(data=given, wording="terse")) == CODE.cells(Request()) == []
     with pytest.raises(UserError, match=r"--set code\.shots=0"):

@@ -87,15 +87,19 @@ class Code:
             )
 
     def missing(self, request: Request) -> Mapping[str, str]:
-        """Parts without data, or all in a wording that has no such problems."""
+        """Parts without data, the family where there are no data at all or a wording that has no such problems."""
         if request.wording != "natural":
             return {"code": "its problems are in English and Python, which a model of the closed lexicon does not read"}
-        lacks = {f"code.{part}": self._lack(PARTS[part], request) for part in request.subtasks or PARTS}
+        named = set(request.subtasks or PARTS) != set(PARTS)
+        if not named and not {bench.data for bench in PARTS.values()} & request.data.keys():
+            return {"code": f"no data given; it takes {self.needs}"}
+        lacks = {f"code.{part}": self._lack(PARTS[part], request, named) for part in request.subtasks or PARTS}
         return {part: lack for part, lack in lacks.items() if lack}
 
-    def _lack(self, bench: Benchmark, request: Request) -> str:
+    def _lack(self, bench: Benchmark, request: Request, named: bool) -> str:
+        """What a part lacks; with all advice only where somebody has named it."""
         if bench.data not in request.data:
-            return f"no {bench.data} given; {bench.advice}"
+            return f"no {bench.data} given; {bench.advice}" if named else f"no --data {bench.data} given"
         try:
             load(bench, request.data[bench.data])
             shots = max(map(int, request.knobs.get("shots", KNOBS["shots"]))) if bench.shots else 0
