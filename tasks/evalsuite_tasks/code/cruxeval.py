@@ -8,6 +8,7 @@ f return anything.
 """
 
 import ast
+from dataclasses import replace
 from typing import TypeGuard
 
 from evalsuite_tasks.code import answers
@@ -181,13 +182,4 @@ CRUX_OUTPUT = Benchmark(
     room=512,
     code=output,
 )
-CRUX_INPUT = Benchmark(
-    name="cruxeval_input",
-    data="cruxeval",
-    hub=CRUX_OUTPUT.hub,
-    what=CRUX_OUTPUT.what,
-    make=_input,
-    stop=("[/ANSWER]",),
-    room=512,
-    code=given,
-)
+CRUX_INPUT = replace(CRUX_OUTPUT, name="cruxeval_input", make=_input, code=given)

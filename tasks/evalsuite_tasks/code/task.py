@@ -32,8 +32,7 @@ KNOBS: Mapping[str, tuple[Facet, ...]] = {"shots": (3,), "temperature": (0.0,), 
 PASS = (1, 5, 10, 100)  # k of pass@k, as far as there are so many draws
 NUCLEUS = 0.95
 FAULTS = ("SyntaxError", "IndentationError", "ModuleNotFoundError", "ImportError", "MemoryError", "RecursionError")
-# One for each core: the limits are by the clock, and an answer must not pay for its neighbours' work.
-WORKERS = min(8, len(os.sched_getaffinity(0)))
+WORKERS = 8  # at most, and one for each core: limits are by the clock, and no answer pays for its neighbours' work
 LATE = "timed out"
 
 
@@ -161,7 +160,9 @@ class Code:
                 continue
             if code is not None:
                 jobs[i] = problem.job(code, bench.seconds(problem))
-        verdicts = dict(zip(jobs, sandbox.judge_many(list(jobs.values()), WORKERS), strict=True))
+        verdicts = dict(
+            zip(jobs, sandbox.judge_many(list(jobs.values()), min(WORKERS, os.cpu_count() or 1)), strict=True)
+        )
         late = [i for i, verdict in verdicts.items() if len(jobs) > 1 and verdict.reason.startswith(LATE)]
         verdicts |= {i: sandbox.judge_many([jobs[i]], 1)[0] for i in late}
         for i, verdict in verdicts.items():
