@@ -33,8 +33,8 @@ APART = 8  # heads of an indexer up to here meet keys one after another, 64 quer
 ONE = 8  # queries of these up to here meet them one by one
 SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
 FEW = 128  # rows up to here are sifted in parts of PART numbers, at once
-PART = 256  # and a program of few queries scores so many keys before it sifts them: 512 programs at 128k keys
-MORE = 1  # stages of such programs beyond those of SETTINGS: tiles whose keys are on their way
+PART = 512  # and a program of few queries scores so many keys before it sifts them: 256 programs at 128k keys
+MORE = 0  # stages of such programs beyond those of SETTINGS: tiles whose keys are on their way
 AHEAD = True  # they score while others look at the sample; False, to compare: every launch awaits the one before
 ONCE = 4096  # numbers at most that are chosen from at once
 
@@ -53,7 +53,7 @@ class Sifting(NamedTuple):
 
 
 SIFTING = {  # few rows, or many
-    True: Sifting((8, 1.25, 16), (None, None, 4), (2048, 16)),
+    True: Sifting((8, 1.25, 8), (None, None, 4), (2048, 8)),
     False: Sifting((8, 2.0, 8), (4, 512, 2), (1024, 8)),
 }
 OWN = 8  # numbers of a tile that a thread of `collect` owns at most
