@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,7 +148,10 @@ class _Lab:
     def _until_done(self, designs: Mapping[str, int]) -> None:
         shown = time.monotonic()
         while self.pending:
-            done, _ = wait(self.pending, timeout=5, return_when=FIRST_COMPLETED)
+            with _held() as interrupted:
+                done, _ = wait(self.pending, timeout=1, return_when=FIRST_COMPLETED)
+            if interrupted:
+                raise KeyboardInterrupt
             for future in done:
                 job = self.pending.pop(future)
                 try:
@@ -195,6 +200,20 @@ class _Lab:
             return
         for seed in range(designs[job.design]):
             self._start(Job(job.design, seed, lr))
+
+
+@contextmanager
+def _held() -> Iterator[list[int]]:
+    """Within it interrupts are noted, not raised: a lock of `wait` may then be held by nobody, and its error shown."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pass_on(made: Future[Any], ran: Future[Any]) -> None:

@@ -118,11 +118,12 @@ def test_any_fault_of_one_job_leaves_the_others(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
-    started = subprocess.Popen([sys.executable, PROGRAM, str(tmp_path)], stderr=subprocess.DEVNULL)
+    started = subprocess.Popen([sys.executable, PROGRAM, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     _wait_for(tmp_path, "*/seed0/progress.json")
     began = time.monotonic()
     started.send_signal(signal.SIGINT)
-    assert started.wait(timeout=60) != 0
+    _, said = started.communicate(timeout=60)
+    assert said.rstrip().endswith("KeyboardInterrupt")
     assert time.monotonic() - began < 20
     time.sleep(0.5)
     assert not _running(str(tmp_path))
