@@ -78,6 +78,42 @@ def compare(
 
 
 @app.command()
+def gate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of one model's run.")],
+    baseline: Annotated[str, typer.Option(help="The run or the promoted baseline to hold it against.")],
+    policy: Annotated[str, typer.Option(metavar="FILE", help="The rules, TOML: see examples/gate.toml.")],
+    release: Annotated[str, typer.Option(help="A pinned release's run: no slow drift away from it.")] = "",
+    escalate: Annotated[
+        str, typer.Option(metavar="RUN,RUN", help="Second run and baseline, on the fresh questions of the policy.")
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a critical family is undecided.")] = False,
+    out: Annotated[str, typer.Option(help="Folder of gate.json, gate.xml and gate.md. Default: RUN.")] = "",
+    json: Json = False,
+) -> None:
+    """Hold a run against its baseline. Exit code: 0 pass, 1 regression, 2 usage, 3 invalid, 4 undecided."""
+    from evalsuite import verbs
+
+    paths = {"run": run, "baseline": baseline, "release": release, "escalate": escalate}
+    raise typer.Exit(verbs.gate(paths, policy, strict=strict, out=out, as_json=json))
+
+
+baselines = typer.Typer(help="Baselines that the gate holds runs against.")
+app.add_typer(baselines, name="baseline")
+
+
+@baselines.command()
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of one model's finished run.")],
+    reason: Annotated[str, typer.Option(help="Why the scores may change, for whoever reviews it.")],
+    to: Annotated[str, typer.Option(metavar="DIR", help="results/baselines/SUITE; one folder a model.")],
+) -> None:
+    """Make a run the baseline of its model; the lock beside it is the diff to review."""
+    from evalsuite import verbs
+
+    verbs.promote(run, to, reason)
+
+
+@app.command()
 def train(  # noqa: PLR0913 - each option is one parameter of a verb
     *,
     model: Annotated[

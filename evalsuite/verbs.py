@@ -155,6 +155,42 @@ def compare(paths: Sequence[str], form: str, *, flips: bool = False) -> None:
     show(comparing.compare(comparing.load(paths), flips=flips), form)
 
 
+def gate(paths: Mapping[str, str], policy: str, *, strict: bool, out: str, as_json: bool) -> int:
+    """Hold a run against its baseline, write the verdict down, and give the exit code; `paths` are the runs given."""
+    from evalsuite.gate import judge, outputs, sides, summary
+    from evalsuite.gate import policy as policies
+
+    rules = policies.load(policy)
+    new = sides.read(paths["run"], "run")
+    model = new.run.name
+    old = sides.read(paths["baseline"], "baseline", model)
+    release = sides.read(paths["release"], "release", model) if paths["release"] else None
+    pair = [path for path in paths["escalate"].split(",") if path]
+    if len(pair) not in (0, 2):
+        raise UserError(f"--escalate {paths['escalate']!r} is no pair: write --escalate SECOND_RUN,SECOND_BASELINE")
+    second = (sides.read(pair[0], "second run", model), sides.read(pair[1], "second baseline", model)) if pair else None
+    report = judge(new, old, rules, release, second)
+    outputs.write(report, Path(out) if out else new.run.folder, strict=strict)
+    if as_json:
+        sys.stdout.write(json.dumps(outputs.as_record(report, strict=strict), indent=1) + "\n")
+    else:
+        sys.stdout.write(summary.plain(report) + "\n")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print(*summary.annotations(report), sep="\n", file=sys.stderr if as_json else sys.stdout)
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(step).open("a", encoding="utf-8") as file:
+            file.write(summary.markdown(report))
+    return report.exit_code(strict=strict)
+
+
+def promote(run: str, to: str, reason: str) -> None:
+    """Make a run the baseline of its model, and print what its lock says anew."""
+    from evalsuite.gate import baseline
+
+    folder, changes = baseline.promote(Path(run), Path(to), reason)
+    sys.stdout.write("\n".join([str(folder), *(f"  {line}" for line in changes)]) + "\n")
+
+
 def show(result: Comparison, form: str) -> None:
     """Print a comparison: rich at a terminal and Markdown elsewhere where no format is given."""
     console = Console(highlight=False)
