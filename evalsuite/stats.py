@@ -77,7 +77,7 @@ def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95
         return Estimate(math.nan, 0.0, 1.0, 0, 0)
     codes, count = _codes(clusters, n)
     mean = float(y.mean())
-    binary = bool(np.isin(y, (0.0, 1.0)).all())
+    binary = whole(y)
     if binary and count == n:
         return Estimate(mean, *wilson(float(y.sum()), n, level), n, count)
     variance = _cr1(y - mean, codes, count)
@@ -126,7 +126,7 @@ def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 
     codes, count = _codes(clusters, n)
     mean = float(d.mean())
     wins, losses = int((d > 0).sum()), int((d < 0).sum())
-    if count == n and np.isin(d, (-1.0, 0.0, 1.0)).all():
+    if count == n and whole(d):
         p = mcnemar(wins, losses)
     else:
         robust = _cr1(d - mean, codes, count) if count > 1 else 0.0
@@ -154,11 +154,11 @@ def detectable(discordance: float, n: int, *, alpha: float = 0.05, power: float 
 
 
 def sign_flip(
-    differences: Values, clusters: Labels | None = None, *, seed: int = 0, draws: int = 9999, whole: int = 14
+    differences: Values, clusters: Labels | None = None, *, seed: int = 0, draws: int = 9999, few: int = 14
 ) -> float:
     """One-sided permutation test that the mean of paired differences is below 0: signs of whole clusters are flipped.
 
-    Every flip is looked at where at most `whole` clusters differ at all, else `draws` of a generator seeded with
+    Every flip is looked at where at most `few` clusters differ at all, else `draws` of a generator seeded with
     `seed`, the data's own signs counted among them (Phipson and Smyth 2010). It reaches no p below 0.5 to the number of
     clusters that differ. Exact where, without a change, each cluster's sum is as likely above 0 as below.
     """
@@ -167,7 +167,7 @@ def sign_flip(
     sums = np.bincount(codes, weights=d, minlength=count)
     sums = sums[np.abs(sums) > 1e-12]
     seen = float(sums.sum()) + 1e-9
-    if len(sums) <= whole:
+    if len(sums) <= few:
         totals = np.zeros(1)
         for each in sums:
             totals = np.concatenate([totals - each, totals + each])
@@ -225,6 +225,11 @@ def above_chance(score: float, chance: float) -> float:
     return (score - chance) / (1 - chance) if chance < 1 else 0.0
 
 
+def whole(values: Array) -> bool:
+    """Whether scores in [0, 1], or differences of them, are all right or wrong and none in between."""
+    return bool((np.rint(values) == values).all())
+
+
 def _codes(labels: Labels | None, n: int) -> tuple[NDArray[np.intp], int]:
     """Cluster numbers [n] and how many there are; an empty label is a cluster of its own."""
     if labels is None or not any(labels):
@@ -263,7 +268,7 @@ def _moments(values: Array, codes: NDArray[np.intp], count: int, ends: tuple[flo
     n = len(values)
     weight = np.concatenate([np.ones(n), [n / count] * 2])
     padded = np.concatenate([values, ends])
-    centre = float(np.average(padded, weights=weight))
+    centre = float(weight @ padded / weight.sum())
     sums = np.bincount(np.concatenate([codes, [count, count + 1]]), weights=weight * (padded - centre))
     return centre, (count + 2) / (count + 1) * float(sums @ sums) / float(weight.sum()) ** 2
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from evalsuite import stats
-from evalsuite.stats import Difference, Estimate
+from evalsuite.stats import Difference, Estimate, Values
 
 PASS, REGRESSED, INCONCLUSIVE = "PASS", "REGRESSED", "INCONCLUSIVE"
 INVALID, QUARANTINED, IMPROVED = "INVALID", "QUARANTINED", "IMPROVED"
@@ -68,13 +68,14 @@ class Rule:
     chance: float = 0.0
 
 
-def measure(new: Sequence[float], old: Sequence[float], clusters: Sequence[str], level: Level) -> Outcome:
+def measure(new: Values, old: Values, clusters: Sequence[str], level: Level) -> Outcome:
     """Everything that is known of one family's pairs [n], n > 0; an empty cluster label is a cluster of its own."""
-    differences = np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)
+    new, old = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
+    differences = new - old
     difference = stats.paired(new, old, clusters)
     estimate = stats.estimate(new, clusters)
     independent = estimate.clusters == estimate.n
-    if independent and np.isin(differences, (-1.0, 0.0, 1.0)).all():
+    if independent and stats.whole(differences):
         test = "mcnemar"
         p_drop = stats.mcnemar(difference.wins, difference.losses, one_sided=True)
         p_gain = stats.mcnemar(difference.losses, difference.wins, one_sided=True)

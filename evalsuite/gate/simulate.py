@@ -16,11 +16,11 @@ from scipy import special
 from evalsuite import stats
 from evalsuite.gate import decide
 from evalsuite.gate.decide import PASS, REGRESSED, Level, Outcome, Rule
+from evalsuite.stats import Array
 
 RUNS = 2000
 LEVEL = Level()
 SIZES, SHARES = (20, 50, 200), (0.5, 0.9, 0.99)
-ONE_SIDED_ERROR = 3.0  # standard errors that a simulated rate may be off
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +39,21 @@ class Line:
         return self.low <= self.measured <= self.high
 
 
-def scores(draw: np.random.Generator, n: int, flips: float, change: float) -> tuple[list[float], list[float]]:
+def scores(draw: np.random.Generator, n: int, flips: float, change: float) -> tuple[Array, Array]:
     """New and old scores of n independent items: a share of `flips` differ, and the mean changes by `change`."""
     kind = draw.random(n)
     lost, won = kind < (flips - change) / 2, kind >= 1 - (flips + change) / 2
     old = np.where(lost, 1.0, np.where(won, 0.0, (draw.random(n) < 0.75) * 1.0))
-    return list(np.where(lost, 0.0, np.where(won, 1.0, old))), list(old)
+    return np.where(lost, 0.0, np.where(won, 1.0, old)), old
 
 
-def clustered(draw: np.random.Generator, clusters: int, size: int) -> tuple[list[float], list[float], list[str]]:
+def clustered(draw: np.random.Generator, clusters: int, size: int) -> tuple[Array, Array, list[str]]:
     """Nothing changed, but the items of a cluster flip together: one cluster in four flips about 4 in 10, one way."""
     way = np.repeat(draw.choice([-1, 0, 0, 0, 0, 0, 0, 1], clusters), size)
     flipped = draw.random(clusters * size) < 0.4
     old = np.where(flipped & (way != 0), way < 0, draw.random(clusters * size) < 0.75) * 1.0
     new = np.where(flipped & (way != 0), way > 0, old) * 1.0
-    return list(new), list(old), [str(i // size) for i in range(clusters * size)]
+    return new, old, [str(i // size) for i in range(clusters * size)]
 
 
 def verdicts(outcomes: Sequence[Outcome], margin: float = 0.02) -> list[str]:
@@ -108,13 +108,15 @@ def coverage(n: int, share: float) -> float:
 
 def attainable(n: int, share: float) -> float:
     """The coverage nearest to 95 % that any interval without random ends has here, were it made for this share alone:
-    it holds the share for some run of counts, and their chances are what they are."""
+    it holds the share for some run of counts, and their chances are what they are. At one half that run is the same
+    from either end, as for every interval that treats right and wrong alike."""
     sums = np.concatenate([[0.0], np.cumsum(_binomial(n, share))])
-    every = (sums[None, :] - sums[:, None])[np.triu_indices(n + 2, 1)]
+    first, last = np.triu_indices(n + 2, 1)
+    every = (sums[last] - sums[first])[(first + last == n + 1) | (share != 0.5)]
     return float(every[np.abs(every - 0.95).argmin()])
 
 
-def _binomial(n: int, share: float) -> np.ndarray:
+def _binomial(n: int, share: float) -> Array:
     k = np.arange(n + 1)
     chances = special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
     return np.asarray(np.exp(chances + k * math.log(share) + (n - k) * math.log1p(-share)))
