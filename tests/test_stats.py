@@ -1,5 +1,6 @@
 """Intervals cover what they promise, also where the textbook ones fail."""
 
+import itertools
 import math
 
 import numpy as np
@@ -183,3 +184,61 @@ def test_pass_at_k() -> None:
     for draws, passed, k in ((3, 1, 4), (3, 4, 1), (3, 1, 0), (0, 0, 1)):
         with pytest.raises(ValueError, match="not defined"):
             stats.pass_at_k(draws, passed, k)
+
+
+def flips(differences: list[float]) -> float:
+    """Every flip of every sign, written out."""
+    signs = itertools.product((-1, 1), repeat=len(differences))
+    totals = [sum(s * d for s, d in zip(each, differences, strict=True)) for each in signs]
+    return sum(total <= sum(differences) + 1e-9 for total in totals) / len(totals)
+
+
+@pytest.mark.parametrize(
+    "differences", [[-1.0], [-1.0, -1.0, 1.0], [-0.3, 0.1, -0.7, -0.2, 0.4], [1.0] * 4, [-2.0] * 10]
+)
+def test_sign_flips_are_all_flips_where_few_differ(differences: list[float]) -> None:
+    assert stats.sign_flip(differences) == pytest.approx(flips(differences))
+    assert stats.sign_flip([*differences, *[0.0] * 50]) == pytest.approx(flips(differences))
+
+
+def test_sign_flips_drawn_are_near_all_flips() -> None:
+    differences = [-0.9, 0.2, -0.4, 0.6, -0.5, -0.1, 0.3, -0.8, 0.7, -0.2, -0.6, 0.1]
+    drawn = stats.sign_flip(differences, few=0)
+    assert drawn == pytest.approx(flips(differences), abs=0.015)
+    assert drawn == stats.sign_flip(differences, few=0)
+    assert drawn != stats.sign_flip(differences, few=0, seed=1)
+    assert stats.sign_flip([-1.0] * 60) == pytest.approx(1e-4), "never 0: the data's own signs are counted"
+    assert stats.sign_flip([0.0] * 60) == 1.0
+
+
+def test_sign_flips_turn_whole_clusters() -> None:
+    labels = [str(i // 10) for i in range(30)]
+    assert stats.sign_flip([-1.0] * 30, labels) == 0.5**3
+    assert stats.sign_flip([-1.0, 1.0] * 15, labels) == 1.0
+
+
+def test_sign_flips_of_unclustered_pairs_are_mcnemars() -> None:
+    for wins, losses in ((3, 9), (0, 5), (5, 5), (8, 2)):
+        differences = [1.0] * wins + [-1.0] * losses + [0.0] * 20
+        assert stats.sign_flip(differences, few=20) == pytest.approx(stats.mcnemar(wins, losses, one_sided=True))
+
+
+def test_corrections_are_the_textbooks() -> None:
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert stats.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+    draw = np.random.default_rng(5)
+    for n in (1, 2, 50):
+        values = list(draw.random(n) ** 3)
+        assert stats.benjamini_hochberg(values) == pytest.approx(list(reference.false_discovery_control(values)))
+    assert stats.holm([]) == stats.benjamini_hochberg([]) == []
+
+
+def test_standard_error_is_never_zero() -> None:
+    assert 0 < stats.standard_error([0.0] * 500) < 0.005
+    assert stats.standard_error([0.0] * 500, [str(i // 50) for i in range(500)]) > 0.05
+    assert stats.standard_error([]) == math.inf
+    draw = np.random.default_rng(6)
+    means = [float((draw.random(400) < 0.2).mean()) for _ in range(2000)]
+    one = stats.standard_error((draw.random(400) < 0.2) * 1.0)
+    assert one == pytest.approx(float(np.std(means)), rel=0.12)

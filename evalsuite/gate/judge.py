@@ -82,7 +82,7 @@ def judge(
     fresh, known = _fresh(paired, pairs.pairs(*second)) if second else ([], [])
     problems = [*_problems(given, policy, release, second)]
     if not problems:
-        problems += _batch(policy, second, fresh, known) if second else []
+        problems += _batch(policy, second, paired, fresh, known) if second else []
         problems += _matches(policy, paired)
     if problems:
         return _report(INVALID, [], problems, [], policy, given)
@@ -122,13 +122,13 @@ def _problems(
         yield from pairs.problems(*second, policy.identity)
         yield from pairs.required(second[0], policy.identity)
         for first, again in ((new, second[0]), (old, second[1])):
-            yield from pairs.same_model(again, first)
+            yield from pairs.same_model(first, again)
 
 
 def _batch(
-    policy: Policy, second: tuple[Side, Side], fresh: Sequence[Pair], known: Sequence[Pair]
+    policy: Policy, second: tuple[Side, Side], first: Sequence[Pair], fresh: Sequence[Pair], known: Sequence[Pair]
 ) -> Iterable[Problem]:
-    """The second batch is the one that was registered, and its questions are new."""
+    """The second batch is the one that was registered: its questions are new, and of each kind as many."""
     plan = policy.escalation
     if plan is None:
         yield Problem("unregistered", "the policy registers no [escalation]: a second batch chosen now proves nothing")
@@ -138,6 +138,10 @@ def _batch(
         if seeds != {plan.seed}:
             found = " and ".join(map(str, sorted(seeds)))
             yield Problem("seed", f"{side.called} was asked with seed {found}: the policy registers seed {plan.seed}")
+    before, after = (Counter(map(_cell, batch)) for batch in (first, [*fresh, *known]))
+    apart = [f"{name} {after[name]} after {before[name]}" for name in before | after if before[name] != after[name]]
+    if apart:
+        yield Problem("batch", f"the second batch has other numbers of samples than the first, in {sides.some(apart)}")
     if len(known) > plan.shared * (len(fresh) + len(known)):
         shown = sides.some(pair.new["id"] for pair in known)
         yield Problem("not-fresh", f"the second batch asks what the first did, {shown}: that is a retry")

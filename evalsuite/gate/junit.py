@@ -19,7 +19,7 @@ FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def render(report: Report) -> str:
     """The whole document. A regressed cell of advice is skipped, not failed: it decides nothing."""
-    root = Tree.Element("testsuites", name=_clean(f"evalsuite gate: {report.policy.name}"))
+    root = Tree.Element("testsuites", name=clean(f"evalsuite gate: {report.policy.name}"))
     for problem in report.problems:
         _suite(root, "validity", problem.kind, {}, (INVALID, problem.message))
     for case in report.cases:
@@ -77,20 +77,20 @@ def _suite(root: Tree.Element, kind: str, name: str, known: Mapping[str, Any], r
         "errors": str(int(tag == "error")),
         "skipped": str(int(tag == "skipped")),
     }
-    suite = Tree.SubElement(root, "testsuite", {"name": _clean(f"{kind} {name}"), **counts})
+    suite = Tree.SubElement(root, "testsuite", {"name": clean(f"{kind} {name}"), **counts})
     if known:
         properties = Tree.SubElement(suite, "properties")
         for key, value in known.items():
-            Tree.SubElement(properties, "property", name=key, value=_clean("" if value is None else str(value)))
-    case = Tree.SubElement(suite, "testcase", classname=f"evalsuite.gate.{kind}", name=_clean(name))
+            Tree.SubElement(properties, "property", name=key, value=clean("" if value is None else str(value)))
+    case = Tree.SubElement(suite, "testcase", classname=f"evalsuite.gate.{kind}", name=clean(name))
     if tag:
-        found = Tree.SubElement(case, tag, message=_clean(reason))
+        found = Tree.SubElement(case, tag, message=clean(reason))
         if tag != "skipped":
             found.set("type", verdict)
     else:
-        Tree.SubElement(case, "system-out").text = _clean(reason)
+        Tree.SubElement(case, "system-out").text = clean(reason)
 
 
-def _clean(text: str) -> str:
-    """Characters that no XML holds, escaped or not, as question marks."""
+def clean(text: str) -> str:
+    """Text that every format and terminal takes: what no XML holds, escaped or not, as question marks."""
     return FORBIDDEN.sub("?", text)

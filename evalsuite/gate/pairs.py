@@ -58,10 +58,10 @@ def required(side: Side, identity: Identity) -> Iterator[Problem]:
             yield Problem("not-exercised", f"{side.called} computed {name} with {did}: the policy demands {wanted}")
 
 
-def same_model(a: Side, b: Side) -> Iterator[Problem]:
+def same_model(first: Side, second: Side) -> Iterator[Problem]:
     """Two batches of one side are by one model."""
-    for line in differences(_model(a), _model(b)):
-        yield Problem("identity", f"{a.called} and {b.called} are not of one model: {line}")
+    for line in differences(_model(first), _model(second)):
+        yield Problem("identity", f"{first.called} and {second.called} are not of one model: {line}")
 
 
 def _model(side: Side) -> dict[str, Any]:

@@ -9,11 +9,19 @@ from collections.abc import Iterable, Sequence
 
 from evalsuite.gate.decide import IMPROVED, INCONCLUSIVE, INVALID, PASS, QUARANTINED, REGRESSED
 from evalsuite.gate.judge import Case, Report
+from evalsuite.gate.junit import clean
 
 LIMIT = 1_000_000  # bytes; GitHub's is 1 MiB
 ANNOTATIONS = 10
 MOST = 200  # problems
-MARKS = {PASS: "✅", IMPROVED: "⬆️", REGRESSED: "❌", INVALID: "🚫", INCONCLUSIVE: "❔", QUARANTINED: "🚧"}
+MARKS = {  # the gravest first
+    INVALID: "🚫",
+    REGRESSED: "❌",
+    INCONCLUSIVE: "❔",
+    QUARANTINED: "🚧",
+    IMPROVED: "⬆️",
+    PASS: "✅",
+}
 HEADER = ("", "tier", "n", "baseline", "run", "difference [95 %]", "p", "p adj.", "lost / won", "detectable", "why")
 
 
@@ -41,12 +49,16 @@ def markdown(report: Report, limit: int = LIMIT) -> str:
 def annotations(report: Report) -> list[str]:
     """GitHub workflow commands, the gravest first; at most ten, the last saying how many there would be."""
     lines = [_command("error", f"gate: {p.kind}", p.message) for p in report.problems]
-    for verdict, kind in ((REGRESSED, "error"), (INCONCLUSIVE, "warning"), (QUARANTINED, "notice")):
-        lines += (
-            _command(kind if case.gates else "notice", f"gate: {case.kind} {case.name} {verdict}", case.reason)
-            for case in report.cases
-            if case.verdict == verdict and (case.gates or case.kind != "cell" or verdict == REGRESSED)
+    kinds = {REGRESSED: "error", INCONCLUSIVE: "warning", QUARANTINED: "notice"}
+    lines += (
+        _command(
+            kinds[case.verdict] if case.gates else "notice",
+            f"gate: {case.kind} {case.name} {case.verdict}",
+            case.reason,
         )
+        for case in sorted(report.cases, key=lambda case: (not case.gates, [*MARKS].index(case.verdict)))
+        if case.verdict in kinds
+    )
     if len(lines) <= ANNOTATIONS:
         return lines
     left = len(lines) - ANNOTATIONS + 1
@@ -62,7 +74,7 @@ def plain(report: Report) -> str:
         for case in report.cases
         if case.kind != "cell" or case.verdict == REGRESSED
     )
-    return "\n".join([*lines, *(f"  note: {note}" for note in report.notes)])
+    return clean("\n".join([*lines, *(f"  note: {note}" for note in report.notes)]))
 
 
 def _fitted(blocks: Sequence[str], cells: Sequence[Case], limit: int) -> str:
@@ -123,14 +135,15 @@ def _costs(cases: Sequence[Case]) -> list[str]:
 
 def _command(kind: str, title: str, message: str) -> str:
     """`::error title=...::message`, with what would end a property or a line escaped as the runner reads it."""
-    text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    head = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    text, head = (
+        clean(part).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for part in (message, title)
+    )
     return f"::{kind} title={head.replace(':', '%3A').replace(',', '%2C')}::{text}"
 
 
 def _text(text: object) -> str:
     """Text that Markdown and HTML leave as it is, on one line, inside a table too."""
-    line = " ".join(str(text).split())
+    line = " ".join(clean(str(text)).split())
     for mark, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "\\\\")):
         line = line.replace(mark, safe)
     return "".join(f"\\{each}" if each in "|`*_[]~#@" else each for each in line)

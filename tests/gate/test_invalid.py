@@ -1,0 +1,402 @@
+"""Every way to make a comparison invalid ends in INVALID, exit code 3 and a line that says what differs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gate_runs
+from evalsuite import columnar, store, verbs
+from evalsuite.gate import baseline
+from gate_runs import Two
+
+Spoil = Callable[[Two], None]
+CASES: dict[str, tuple[Spoil, str, str]] = {}
+NATURAL = {"max_errors": 0.0}
+
+
+def case(kind: str, words: str) -> Callable[[Spoil], Spoil]:
+    def add(spoil: Spoil) -> Spoil:
+        CASES[spoil.__name__] = (spoil, kind, words)
+        return spoil
+
+    return add
+
+
+def recorded(name: str, path: str, value: Any, kind: str, words: str) -> None:
+    """A case in which the run's record alone differs."""
+
+    def spoil(two: Two) -> None:
+        *parents, last = path.split(".")
+        target = two.new_meta
+        for each in parents:
+            target = target[each]
+        target[last] = value
+
+    CASES[name] = (spoil, kind, words)
+
+
+recorded("other_tokenizer", "identity.tokenizer", "t2", "tokenizer", '"t1" -> "t2"')
+recorded("other_weights", "identity.weights", "w2", "weights", '"w1" -> "w2"')
+recorded("other_dtype", "identity.dtype", "bfloat16", "dtype", '"float32" -> "bfloat16"')
+recorded("other_config", "identity.config", "c2", "config", '"c1" -> "c2"')
+recorded("other_kernels", "identity.kernels", {"delta": "slow"}, "kernels", 'kernels.delta: "fast" -> "slow"')
+recorded("other_context", "context", 1024, "context", "512 -> 1024")
+recorded("other_model", "model", "large", "model", '"small" -> "large"')
+recorded("identity_not_recorded", "identity", {}, "weights", '"w1" -> null')
+recorded("other_seed", "tasks.toy.seed", 1, "seed", "toy.seed: 0 -> 1")
+recorded("other_wording", "tasks.toy.wording", "terse", "wording", '"natural" -> "terse"')
+recorded("other_task_version", "tasks.toy.version", 2, "version", "toy.version: 1 -> 2")
+recorded("other_data", "tasks.toy.data", {"squad": "beef"}, "data", 'squad: null -> "beef"')
+recorded("other_sandbox", "tasks.toy.tier", "T2", "tier", 'null -> "T2"')
+recorded("other_missing", "missing", {"toy.c": "no data"}, "missing-task", 'toy.c: null -> "no data"')
+
+
+@case("unsandboxed", "without a sandbox")
+def no_sandbox(two: Two) -> None:
+    for meta in (two.new_meta, two.old_meta):
+        meta["tasks"]["toy"]["tier"] = "none"
+
+
+@case("missing", "lacks samples that the baseline has, 1: toy/b/length=256/149")
+def missing_sample(two: Two) -> None:
+    two.new.pop()
+
+
+@case("extra", "has samples that the baseline lacks, 1: toy/b/length=256/149")
+def extra_sample(two: Two) -> None:
+    two.old.pop()
+
+
+@case("limit", "--limit 140 beside the baseline's 150")
+def unequal_limits(two: Two) -> None:
+    two.new = [row for row in two.new if int(row["id"].rpartition("/")[2]) < 140]
+    two.new_meta["requests"][0]["limit"] = 140
+
+
+@case("duplicate", "more than once, 1: toy/a/length=256/3")
+def duplicate_sample(two: Two) -> None:
+    two.new.append(two.new[3])
+
+
+@case("prompt", "prompts differ from the baseline's, 1: toy/a/length=256/5")
+def edited_prompt(two: Two) -> None:
+    two.new[5] = gate_runs.row("toy.a", 5, 0.0, seed=9)
+
+
+@case("edited", "are not what was asked, 1: toy/a/length=256/5")
+def prompt_edited_under_its_hash(two: Two) -> None:
+    two.new[5]["prompt"] += " Think step by step."
+
+
+@case("edited", "are not what was asked")
+def choices_edited_under_their_hash(two: Two) -> None:
+    two.new[5]["choices"] = ["x"]
+
+
+@case("target", 'accepted answers differ from the baseline\'s, 1: toy/a/length=256/5 (["x", "y"] beside ["x"])')
+def other_target(two: Two) -> None:
+    two.new[5]["target"] = ["x", "y"]
+
+
+@case("chance", "chance levels differ")
+def other_chance(two: Two) -> None:
+    two.new[5]["chance"] = 0.5
+
+
+@case("cluster", "clusters differ")
+def other_clusters(two: Two) -> None:
+    two.new[5]["cluster"] = "page 7"
+
+
+@case("facets", "facets differ")
+def other_facets(two: Two) -> None:
+    two.new[5]["facets"]["depth"] = 0.5
+
+
+@case("prompt-tokens", "other counts of tokens")
+def tokenised_otherwise(two: Two) -> None:
+    """The identity says the same tokenizer: a chat template or a special token is another."""
+    for row in two.new:
+        row["prompt_tokens"] = 10
+
+
+@case("errors", "more samples that failed than the 0.0% allowed, in 1: toy.a 1 of 150 (out of memory)")
+def an_error(two: Two) -> None:
+    two.new[5] |= {"finish": "error", "error": "out of memory", "score": 0.0}
+
+
+@case("errors", "the baseline (")
+def errors_of_the_baseline(two: Two) -> None:
+    two.old[5] |= {"finish": "error", "error": "out of memory", "score": 0.0}
+
+
+@case("error-scored", "scores errors above 0")
+def an_error_scored_right(two: Two) -> None:
+    two.policy = "max_errors = 0.5" + two.policy
+    two.new[290] |= {"error": "out of memory", "finish": "error"}
+
+
+@case("dropped", "lacks samples in the middle of its cells, 1: toy/a/length=256/7")
+def errors_dropped_from_both(two: Two) -> None:
+    """Dropped in the same place in both runs, the pairs look complete."""
+    del two.new[7], two.old[7]
+
+
+@case("missing", "lacks samples that the baseline has, 3")
+def errors_dropped(two: Two) -> None:
+    del two.new[5:8]
+
+
+@case("truncated", "more answers cut at max_new_tokens than the 0.0% allowed, in 1: toy.a 2 of 150")
+def truncated_answers(two: Two) -> None:
+    for row in two.new[:2]:
+        row["finish"] = "length"
+
+
+@case("score", "= nan")
+def score_not_a_number(two: Two) -> None:
+    two.new[5]["score"] = float("nan")
+
+
+@case("score", "toy/a/length=256/5 = 1.5")
+def score_over_one(two: Two) -> None:
+    two.new[5]["score"] = 1.5
+
+
+@case("empty", "the baseline (")
+def empty_baseline(two: Two) -> None:
+    two.old = []
+
+
+@case("empty", "the run (")
+def empty_run(two: Two) -> None:
+    two.new = []
+
+
+@case("unrecorded", "samples of other, which its run.json lacks")
+def unrecorded_family(two: Two) -> None:
+    for found in (two.new, two.old):
+        found += [gate_runs.row("other.z", i, 1.0) for i in range(5)]
+
+
+@case("no-match", "family 'deep' matches no sample of the runs: tasks toy.*, facets {'hops': (9,)}")
+def family_without_samples(two: Two) -> None:
+    two.policy += '[[family]]\nname = "deep"\ntasks = ["toy.*"]\nfacets = { hops = 9 }\n'
+
+
+@case("no-match", "family 'shown' matches no sample")
+def advisory_family_without_samples(two: Two) -> None:
+    two.policy += '[[family]]\nname = "shown"\ntier = "advisory"\ntasks = ["tyo.a"]\n'
+
+
+QUARANTINE = '[[quarantine]]\ntask = "{}"\nreason = "flaky"\nissue = "#1"\nuntil = 2999-01-01\n'
+
+
+@case("no-match", "the quarantine of 'tyo.a' matches no task")
+def quarantine_of_nothing(two: Two) -> None:
+    two.policy += QUARANTINE.format("tyo.a")
+
+
+@case("all-quarantined", "nothing would be tested")
+def all_quarantined(two: Two) -> None:
+    two.policy += QUARANTINE.format("toy.*")
+
+
+@case("required", "has float32: dtype must be bfloat16")
+def required_dtype(two: Two) -> None:
+    two.policy += '[identity]\nrequire = { dtype = "bfloat16" }\n'
+
+
+@case("required", "does not say: machine must be H100")
+def required_but_not_recorded(two: Two) -> None:
+    two.policy += '[identity]\nrequire = { machine = "H100" }\n'
+
+
+@case("not-exercised", "computed delta with fast and reference: the policy demands fast")
+def kernel_fell_back(two: Two) -> None:
+    two.policy += '[identity]\nran = { delta = "fast" }\n'
+    two.new_meta["requests"][0]["ran"] = {"delta": ["fast", "reference"]}
+
+
+@case("not-exercised", "computed delta with nothing")
+def kernel_never_called(two: Two) -> None:
+    two.policy += '[identity]\nran = { delta = "fast" }\n'
+    two.new_meta["requests"][0]["ran"] = {}
+
+
+@case("unmeasured", "kv: bytes are recorded for no length, in the baseline for 256 tokens")
+def memory_not_recorded(two: Two) -> None:
+    two.policy += '[[metric]]\nname = "kv"\nratio = 1.1\n'
+    two.new_meta["cost"] = {}
+
+
+def told(two: Two, capsys: pytest.CaptureFixture[str], **paths: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, what the terminal shows, and gate.json."""
+    given = {"run": str(two.run), "baseline": str(two.baseline), "release": "", "escalate": "", **paths}
+    code = verbs.gate(given, str(two.place / "gate.toml"), strict=False, out=str(two.place / "out"), as_json=False)
+    return code, capsys.readouterr().out, json.loads((two.place / "out" / "gate.json").read_text())
+
+
+def refused(code: int, text: str, record: dict[str, Any], kind: str, words: str) -> None:
+    assert code == 3
+    assert record["verdict"] == "INVALID"
+    assert record["cases"] == [], "no figure of an invalid comparison is shown"
+    lines = [line for line in text.splitlines() if line.startswith(f"  {kind}: ")]
+    assert any(words in line for line in lines), text
+
+
+def test_the_same_runs_unspoiled_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = Two(tmp_path)
+    two.write()
+    code, text, record = told(two, capsys)
+    assert (code, record["verdict"], record["problems"]) == (0, "PASS", [])
+    assert "all 300 scores are equal" in text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_invalid(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, kind, words = CASES[name]
+    two = Two(tmp_path)
+    spoil(two)
+    two.write()
+    refused(*told(two, capsys), kind, words)
+
+
+def test_there_are_enough() -> None:
+    assert len(CASES) >= 20
+    assert len({kind for _, kind, _ in CASES.values()}) >= 20
+
+
+def spoiled(path: Path, change: Callable[[Any], Any]) -> None:
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(change(value)))
+
+
+DISK: dict[str, tuple[Callable[[Two], Any], str, str]] = {
+    "no summary": (lambda two: (two.run / "summary.json").unlink(), "unfinished", "300 samples so far"),
+    "a log left": (
+        lambda two: (two.run / "samples-0.jsonl").write_text(json.dumps(two.new[0]) + "\n"),
+        "unfinished",
+        "is not finished",
+    ),
+    "damaged lines": (
+        lambda two: (two.baseline / "samples-0.jsonl").write_text("{}\n{}\n"),
+        "unreadable",
+        "2 damaged lines",
+    ),
+    "a damaged file": (
+        lambda two: (two.baseline / "samples.parquet").write_bytes(b"PAR1 no more"),
+        "unreadable",
+        "samples.parquet cannot be read",
+    ),
+    "a damaged record": (lambda two: (two.run / "run.json").write_text("{"), "unreadable", "run.json cannot be read"),
+    "a summary of more samples": (
+        lambda two: spoiled(two.run / "summary.json", lambda s: {**s, "samples": 301}),
+        "summary",
+        "samples: 301 there, 300 in the samples",
+    ),
+    "a summary of other scores": (
+        lambda two: spoiled(two.run / "summary.json", lambda s: {**s, "cells": [{**s["cells"][0], "score": 1.0}]}),
+        "summary",
+        "disagrees with its samples",
+    ),
+    "rows taken out of the file": (
+        lambda two: (two.run / "samples.parquet").write_bytes(columnar.encode(two.new[60:])),
+        "summary",
+        "samples: 300 there, 240 in the samples",
+    ),
+    "a summary that is none": (lambda two: (two.run / "summary.json").write_text("[]"), "summary", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DISK)
+def test_invalid_on_disk(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, kind, words = DISK[name]
+    two = Two(tmp_path)
+    two.write()
+    spoil(two)
+    refused(*told(two, capsys), kind, words)
+
+
+def test_a_run_beside_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = Two(tmp_path)
+    two.write()
+    refused(*told(two, capsys, baseline=str(two.run)), "same-folder", "a run equals itself")
+    (tmp_path / "link").symlink_to(two.run)
+    refused(*told(two, capsys, baseline=str(tmp_path / "link")), "same-folder", "a run equals itself")
+    shutil.copytree(two.run, tmp_path / "copy")
+    refused(*told(two, capsys, baseline=str(tmp_path / "copy")), "same-run", "is a copy of")
+
+
+def test_an_edited_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = Two(tmp_path)
+    two.write()
+    folder, _ = baseline.promote(two.baseline, tmp_path / "baselines", "the first")
+    assert told(two, capsys, baseline=str(folder))[0] == 0
+    assert told(two, capsys, baseline=str(tmp_path / "baselines"))[0] == 0, "found by the model's name"
+    lock = (folder / "baseline.lock").read_text()
+    worse = deepcopy(two.old)
+    worse[299]["score"] = 0.0
+    (folder / "samples.parquet").write_bytes(columnar.encode(worse))
+    refused(*told(two, capsys, baseline=str(folder)), "lock", "samples.parquet")
+    (folder / "samples.parquet").unlink()
+    refused(*told(two, capsys, baseline=str(folder)), "lock", "No such file")
+    shutil.copy(two.baseline / "samples.parquet", folder)
+    (folder / "baseline.lock").write_text('{"files": {}}')
+    refused(*told(two, capsys, baseline=str(folder)), "lock", "run.json, samples.parquet, summary.json")
+    (folder / "baseline.lock").write_text(lock)
+    assert told(two, capsys, baseline=str(folder))[0] == 0
+
+
+def test_a_release_that_does_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = Two(tmp_path)
+    two.write()
+    meta = deepcopy(gate_runs.META)
+    meta["tasks"]["toy"]["version"] = 0
+    release = gate_runs.write(tmp_path / "release", gate_runs.rows(), "0", meta)
+    refused(*told(two, capsys, release=str(release)), "version", "differs from the release's in toy.version: 0 -> 1")
+
+
+ESCALATED = gate_runs.POLICY + "[escalation]\nalpha = [0.01, 0.04]\nseed = 7\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "policy", "seed", "told_seed", "model"),
+    [
+        ("unregistered", "registers no [escalation]", gate_runs.POLICY, 7, 7, "w1"),
+        ("seed", "asked with seed 8: the policy registers seed 7", ESCALATED, 8, 8, "w1"),
+        ("not-fresh", "asks what the first did, 300: toy/a", ESCALATED, 0, 7, "w1"),
+        ("identity", 'not of one model: weights: "w1" -> "w2"', ESCALATED, 7, 7, "w2"),
+    ],
+)
+def test_a_second_batch_that_is_a_retry(
+    kind: str,
+    words: str,
+    policy: str,
+    seed: int,
+    told_seed: int,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    two = Two(tmp_path, policy=policy)
+    two.write()
+    meta = deepcopy(gate_runs.META)
+    meta["tasks"]["toy"]["seed"] = told_seed
+    meta["identity"]["weights"] = model
+    again = [
+        str(gate_runs.write(tmp_path / f"again{i}", gate_runs.rows(seed=seed), f"{3 + i}", meta)) for i in range(2)
+    ]
+    refused(*told(two, capsys, escalate=",".join(again)), kind, words)
+
+
+def test_a_lone_surrogate_in_an_answer_is_no_edit(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    two.new[5]["text"] = two.new[5]["answer"] = "\ud83d"
+    assert two.judge().verdict == "PASS"
+    assert store.read(two.run).rows[5]["text"] == "\ud83d"
