@@ -51,12 +51,29 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
     allow_unsandboxed: Annotated[
         bool, typer.Option("--allow-unsandboxed", help="Run models' code where this machine has no sandbox.")
     ] = False,
+    kernels: Annotated[
+        str,
+        typer.Option(help="reference, chunked, triton, auto, or recurrent: prompts token by token, as in decoding."),
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Ask models the questions of tasks, store every answer, and show the models side by side."""
     from evalsuite import verbs
 
-    given = (lengths, limit, seed, set_ or [], data or [], wording, out, resume, device, json, allow_unsandboxed)
+    given = (
+        lengths,
+        limit,
+        seed,
+        set_ or [],
+        data or [],
+        wording,
+        out,
+        resume,
+        device,
+        json,
+        allow_unsandboxed,
+        kernels,
+    )
     verbs.run(verbs.Asked(model, tasks, *given))
 
 

@@ -38,6 +38,7 @@ class Asked:
     device: str = "auto"
     as_json: bool = False
     unsandboxed: bool = False
+    kernels: str = "auto"
 
 
 def run(asked: Asked) -> None:
@@ -70,7 +71,7 @@ def run(asked: Asked) -> None:
     done: dict[str, Run] = {}
     over: list[runner.OverContextError] = []
     for spec in specs:
-        model = models.load(spec, device=asked.device)
+        model = models.load(spec, device=asked.device, kernels=asked.kernels)
         if model.name in done:
             raise UserError(f"two of the models are called {model.name!r}; run them with different --out")
         made = plan.make(selection, asked.wording or model.wording)

@@ -63,15 +63,18 @@ def _folder(spec: str) -> Path:
     return folder
 
 
-def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 2**30) -> Model:
+def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 2**30, kernels: str = "auto") -> Model:
     """The model that `spec` names: a plugin `NAME[:ARGS]`, a preset with a checkpoint, or a checkpoint folder.
 
     `device` is auto, cpu, cuda or cuda:N; `dtype` auto (fp32 on a CPU) or a name such as bfloat16; `memory` the bytes
-    that the caches of one batch may take; a plugin gets its ARGS alone. Raises UserError, one line. Uses no network.
+    that the caches of one batch may take; `kernels` auto, reference, chunked, triton, or recurrent (prompts are read
+    token by token too); a plugin gets its ARGS alone. Raises UserError, one line. Uses no network.
     """
     name, _, args = spec.partition(":")
     for entry in entry_points(group=GROUP):
         if entry.name == name:
+            if kernels != "auto":
+                raise UserError(f"--kernels is for this package's own models, and {name!r} is a plugin; leave it out")
             model = entry.load()(args)
             if not isinstance(model, Model):
                 raise UserError(f"plugin {name!r} ({entry.value}) returns no evalsuite.models.base.Model")
@@ -81,4 +84,4 @@ def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 
     from evalsuite.models.own import open_checkpoint
 
     label = spec if spec in PRESETS else folder.resolve().name
-    return open_checkpoint(folder, label, device=device, dtype=dtype, limits=Limits(memory=memory))
+    return open_checkpoint(folder, label, device=device, dtype=dtype, limits=Limits(memory=memory), kernels=kernels)

@@ -215,6 +215,27 @@ class HybridCache(Cache):
             if isinstance(mixer, KVLayer):
                 mixer.room = length
 
+    def snapshot(self) -> list[Tensor | None]:
+        """All that a step replaces: states, tails, lengths. Keys and values are written in place, at `lengths`."""
+        return [*(m.state if isinstance(m, StateLayer) else None for m in self.mixers), *self.tails, self.lengths]
+
+    def put_back(self, before: list[Tensor | None], rows: Tensor) -> None:
+        """Undo the last step for the sequences `rows [N]` (bool), of which `before` is the snapshot."""
+        if not bool(rows.any()):
+            return
+
+        def undone(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+            if new is None or old is None:
+                return new
+            return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), old, new)
+
+        for mixer, old in zip(self.mixers, before, strict=False):
+            if isinstance(mixer, StateLayer):
+                mixer.state = undone(old, mixer.state)
+        count = len(self.mixers)
+        self.tails = [undone(old, new) for old, new in zip(before[count:-1], self.tails, strict=True)]
+        self.lengths = torch.where(rows, before[-1], self.lengths)  # type: ignore[arg-type]  # never None
+
     def fork(self, index: Tensor | None = None) -> "HybridCache":
         """A copy that can go its own way: of all sequences, or of the rows `index [M]`, which may repeat."""
         other = HybridCache.__new__(HybridCache)

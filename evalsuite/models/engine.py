@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -50,13 +50,23 @@ class Ask:
 
 
 class Engine:
-    """Runs one model. `exact_head` computes the logits in fp32 whatever the weights' dtype."""
+    """Runs one model. `exact_head` computes the logits in fp32 whatever the weights' dtype; `stepwise` reads prompts
+    token by token too, as in decoding."""
 
     def __init__(
-        self, model: EvalsuiteForCausalLM, tokenizer: Any, limits: Limits | None = None, *, exact_head: bool = False
+        self,
+        model: EvalsuiteForCausalLM,
+        tokenizer: Any,
+        limits: Limits | None = None,
+        *,
+        exact_head: bool = False,
+        stepwise: bool = False,
     ) -> None:
         self.model, self.limits, self.speed = model.eval(), limits or Limits(), Speed()
         assert self.limits.tokens > 0
+        self.stepwise = stepwise
+        if stepwise:
+            self.limits = replace(self.limits, share=0)
         self.text = Detokenizer(tokenizer)
         ends = model.config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
@@ -162,6 +172,8 @@ class Engine:
     def _feed(self, cache: HybridCache, pieces: Sequence[Tokens], wanted: list[int]) -> Tensor:
         """Append to each sequence of the cache its piece, `limits.tokens` at a time; hidden states `[sum(wanted),
         hidden]` of the last `wanted` tokens of each piece."""
+        if self.stepwise:
+            return self._step(cache, pieces, wanted)
         out, bounds = [], [0, *accumulate(map(len, pieces))]
         for start in range(0, bounds[-1], self.limits.tokens):
             stop = min(start + self.limits.tokens, bounds[-1])
@@ -181,6 +193,23 @@ class Engine:
                     out.append(hidden[first - start : d - start])
             self.speed.prefill_tokens += stop - start
         return torch.cat(out) if out else self.model.lm_head.weight.new_zeros(0, self.model.config.hidden_size)
+
+    def _step(self, cache: HybridCache, pieces: Sequence[Tokens], wanted: list[int]) -> Tensor:
+        """`_feed`, one token of every sequence at a time. A sequence that has ended repeats its last token, and is put
+        back: what it writes in its cache stands where the next token will."""
+        assert all(pieces), "a state is kept from the first token on"
+        lengths = self._tensor([len(piece) for piece in pieces])
+        kept: list[list[Tensor]] = [[] for _ in pieces]
+        for at in range(max(map(len, pieces))):
+            goes_on, before = lengths > at, cache.snapshot()
+            step = self._tensor([piece[min(at, len(piece) - 1)] for piece in pieces])[:, None]
+            hidden = self.model.model(step, cache=cache)[:, 0]
+            cache.put_back(before, ~goes_on)
+            for row, (piece, want) in enumerate(zip(pieces, wanted, strict=True)):
+                if len(piece) - want <= at < len(piece):
+                    kept[row].append(hidden[row])
+        self.speed.prefill_tokens += sum(map(len, pieces))
+        return torch.stack([h for row in kept for h in row])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits `[N, vocab]` of the sequences of one batch."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from evalsuite.errors import UserError
+from evalsuite.errors import UserError, unknown
 from evalsuite.models import loading
 from evalsuite.models.batching import common_prefix
 from evalsuite.models.decoding import Sampling
@@ -18,10 +19,16 @@ from evalsuite.models.engine import Ask, Engine, Job, Limits
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.records import Completion, Sample
 from evalsuite_kernels import record
+from evalsuite_kernels.sparse.api import UNIT
+
+KERNELS = (*record.IMPLEMENTATIONS, "recurrent")  # "recurrent": each token is a step of decoding, prompts too
 
 
 class OwnModel:
-    """A model and its tokenizer, answering samples. `weights` is a hash of the weights, computed where not given."""
+    """A model and its tokenizer, answering samples. `weights` is a hash of the weights, computed where not given.
+
+    `kernels` says what computes: one of KERNELS. Raises UserError where that cannot run.
+    """
 
     def __init__(
         self,
@@ -33,12 +40,16 @@ class OwnModel:
         weights: str = "",
         limits: Limits | None = None,
         sampling: Sampling | None = None,
+        kernels: str = "auto",
     ) -> None:
-        self.name, self.wording = name, wording
+        self.name, self.wording, self.kernels = name, wording, _checked(kernels, model)
         self.context: int = model.config.max_position_embeddings
         self.model, self.tokenizer = model, tokenizer
         self.sampling = sampling or Sampling()
-        self.engine = Engine(model, tokenizer, limits, exact_head=model.dtype in (torch.bfloat16, torch.float16))
+        self.engine = Engine(
+            model, tokenizer, limits,
+            exact_head=model.dtype in (torch.bfloat16, torch.float16), stepwise=kernels == "recurrent",
+        )  # fmt: skip
         self.speed = self.engine.speed  # tokens that really went through the model: a shared prefix counts once
         self._weights = weights
         self._ran: dict[str, set[str]] = {}
@@ -55,11 +66,24 @@ class OwnModel:
             "config": hashlib.sha256(plain.encode()).hexdigest(),
             "pattern": self.model.config.pattern,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "kernels": record.implementations(next(self.model.parameters()), self.model.config.head_dim),
+            "kernels": self.implementations(),
         }
+        if self.kernels == "recurrent":
+            identity["prefill"] = "token by token"
         if self.sampling.temperature:
             identity["sampling"] = {name: getattr(self.sampling, name) for name in self.sampling.__slots__}
         return identity
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The operators are those of `kernels` meanwhile."""
+        with record.meaning("auto" if self.kernels == "recurrent" else self.kernels):
+            yield
+
+    def implementations(self) -> Mapping[str, str]:
+        """Operator -> implementation that `kernels` stands for here."""
+        with self.computing():
+            return record.implementations(next(self.model.parameters()), self.model.config.head_dim)
 
     def versions(self) -> Mapping[str, str]:
         """What a GPU's kernels were made with and run on; nothing of the model, and so not compared on a resume."""
@@ -86,7 +110,7 @@ class OwnModel:
         """One completion for every sample: first those that cannot be asked, then batch by batch."""
         answers = self._answer(samples)
         while True:  # between two answers others may compute
-            with record.listening(self._ran):
+            with record.listening(self._ran), self.computing():
                 completion = next(answers, None)
             if completion is None:
                 return
@@ -148,6 +172,27 @@ class OwnModel:
         return ask, self._fits(start, longest)
 
 
+def _checked(kernels: str, model: EvalsuiteForCausalLM) -> str:
+    """The name of what shall compute. Raises UserError where it is unknown or cannot run for this model."""
+    if kernels not in KERNELS:
+        raise unknown("kernels", kernels, KERNELS)
+    if kernels != "triton":
+        return kernels
+    config = model.config
+    try:
+        with record.meaning(kernels):
+            record.implementations(next(model.parameters()), max(config.head_dim, config.index_dim))
+    except ValueError as error:
+        reason = str(error).partition("cannot run here: ")[2].partition(";")[0]
+        raise UserError(f"--kernels triton cannot run here: {reason}; take chunked, or leave --kernels out") from error
+    if {"B", "T"} & set(config.pattern) and config.block_size % UNIT:
+        raise UserError(
+            f"--kernels triton reads blocks of multiples of {UNIT} tokens, and this model's have {config.block_size}; "
+            "take chunked, or leave --kernels out"
+        )
+    return kernels
+
+
 def state_hash(model: EvalsuiteForCausalLM) -> str:
     """Hash of names, dtypes, shapes and bytes of all weights."""
     digest = hashlib.sha256()
@@ -158,7 +203,13 @@ def state_hash(model: EvalsuiteForCausalLM) -> str:
 
 
 def open_checkpoint(
-    folder: Path, name: str, *, device: str = "auto", dtype: str = "auto", limits: Limits | None = None
+    folder: Path,
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    limits: Limits | None = None,
+    kernels: str = "auto",
 ) -> OwnModel:
     """The model of a checkpoint folder in the layout of transformers. Raises UserError, one line, for any fault of it.
 
@@ -175,4 +226,4 @@ def open_checkpoint(
     if wording not in ("terse", "natural"):
         raise UserError(f"{folder} names the wording {wording!r}; it must be 'terse' or 'natural'")
     weights = loading.sha256(*loading.weight_files(folder))
-    return OwnModel(name, model, tokenizer, wording=wording, weights=weights, limits=limits)
+    return OwnModel(name, model, tokenizer, wording=wording, weights=weights, limits=limits, kernels=kernels)

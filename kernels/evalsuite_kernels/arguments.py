@@ -23,6 +23,29 @@ GLUON = INSTALLED and tuple(map(int, version("triton").split(".")[:2])) >= (3, 6
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "on", "true"}
 
 
+_MEANT: list[str] = ["auto"]
+
+
+@contextmanager
+def meaning(impl: str) -> Iterator[None]:
+    """Let impl="auto" stand for `impl` meanwhile, in every operator and thread: "auto" itself, "reference", "chunked"
+    or "triton". An operator without a form of that name raises as if it were given, but the short convolution, which
+    has no kernel of its own and stays "chunked" under "triton".
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown impl {impl!r}; known: {', '.join(IMPLEMENTATIONS)}")
+    _MEANT.append(impl)
+    try:
+        yield
+    finally:
+        _MEANT.pop()
+
+
+def meant(impl: str) -> str:
+    """`impl`, or what "auto" stands for meanwhile."""
+    return _MEANT[-1] if impl == "auto" else impl
+
+
 _LISTENING: list[dict[str, set[str]]] = []
 
 
@@ -88,14 +111,15 @@ class Raw(NamedTuple):
 
 
 def choose(impl: str, *tensors: Tensor | None, widest: int = 0) -> str:
-    """The implementation to run on these tensors and heads of `widest`: "auto" is "triton" on a GPU if it can.
+    """The implementation to run on these tensors and heads of `widest`: "auto" is "triton" on a GPU if it can, but for
+    what `meaning` says.
 
     Raises:
         ValueError: an unknown impl, or "triton" where it cannot run.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"unknown impl {impl!r}; known: {', '.join(IMPLEMENTATIONS)}")
-    given = [x for x in tensors if x is not None]
+    given, impl = [x for x in tensors if x is not None], meant(impl)
     if impl == "auto":
         return "triton" if given[0].is_cuda and _obstacle(given, widest) is None else "chunked"
     if impl == "triton" and (obstacle := _obstacle(given, widest)):

@@ -6,25 +6,27 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, listening, told
+from evalsuite_kernels.arguments import IMPLEMENTATIONS, choose, listening, meaning, meant, told
 from evalsuite_kernels.full import dispatch
 
-__all__ = ["implementations", "listening", "output", "told", "version", "versions"]
+__all__ = ["IMPLEMENTATIONS", "implementations", "listening", "meaning", "output", "told", "version", "versions"]
 
 
 def implementations(x: Tensor, widest: int = 0) -> dict[str, str]:
-    """Operator -> what impl="auto" runs without gradients for tensors like x and heads of up to `widest`.
+    """Operator -> what impl="auto", or what stands for it (`meaning`), runs without gradients for tensors like x and
+    heads of up to `widest`. Raises ValueError where that cannot run.
 
     "chunked; window: triton" names kinds of calls that go another way: of softmax attention by `full.dispatch`, for
     heads of `widest`.
     """
     name = choose("auto", x, widest=widest)
-    full = "chunked"
-    if name == "triton":
+    full = name if meant("auto") != "auto" else "chunked"
+    if name == "triton" and meant("auto") == "auto":
         kinds = [kind for kind in dispatch.KINDS if dispatch.of_class(kind, x, widest, widest, "forward") == name]
         full = "; ".join([full, *(f"{kind}: {name}" for kind in sorted(kinds))])
     families = "linear_attention", "delta_rule", "lightning_index", "sparse_attention", "block_attention"
-    return {"full_attention": full, "short_convolution": "chunked"} | dict.fromkeys(families, name)
+    short = "reference" if name == "reference" else "chunked"
+    return {"full_attention": full, "short_convolution": short} | dict.fromkeys(families, name)
 
 
 def versions(x: Tensor) -> dict[str, str] | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, note, offsets, remembered
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, meant, note, offsets, remembered
 from evalsuite_kernels.conv.chunked import shifted
 from evalsuite_kernels.conv.reference import recurrence
 
@@ -40,7 +40,7 @@ def short_convolution(
     """
     if impl == "triton":
         raise ValueError("impl='triton' cannot run here: the short convolution has none; use impl='auto' or 'chunked'")
-    name = "chunked" if impl == "auto" else choose(impl, x)
+    name = "chunked" if impl == "auto" and meant(impl) in ("auto", "triton") else choose(impl, x)
     form = FORMS[name]
     expect("x", x, "B", "T", "D")
     B, T, D = x.shape

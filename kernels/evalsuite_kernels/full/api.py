@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, note, pieces
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, meant, note, pieces
 from evalsuite_kernels.full import dispatch
 from evalsuite_kernels.full.chunked import by_blocks
 from evalsuite_kernels.full.reference import token_by_token
@@ -60,7 +60,7 @@ def full_attention(  # noqa: PLR0913 - the published operators take these, and n
     scale = K**-0.5 if scale is None else scale
     exact = compute_dtype(q, k, v, sinks)
     name = choose(impl, q, k, v, sinks, widest=max(K, v.shape[-1]))
-    if name == "triton" and impl == "auto":
+    if name == "triton" and meant(impl) == "auto":
         name = dispatch.faster(q, k, v, window, sinks, padded=key_lengths is not None, packed=cu_seqlens is not None)
     if name == "triton":
         _check_bounds(B, T, S, cu_seqlens, cu_seqlens_k, key_lengths)

@@ -5,7 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_whole, note
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_whole, meant, note
 from evalsuite_kernels.sparse import chunked, reference
 from evalsuite_kernels.sparse.places import Places, check_lists, places
 
@@ -140,7 +140,7 @@ def block_attention(  # noqa: PLR0913 - as `full_attention`
     lists = blocks if blocks.dim() == 4 else blocks[:, :, None]
     name = choose(impl, q, k, v, widest=max(q.shape[-1], v.shape[-1]))
     if name == "triton" and block_size % UNIT:
-        if impl == "triton":
+        if meant(impl) == "triton":
             raise ValueError(
                 f"impl='triton' cannot run here: block_size must be a multiple of {UNIT}, not {block_size}; "
                 "use impl='auto' or 'chunked'"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_integers, note
+from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_integers, meant, note
 from evalsuite_kernels.sparse import chunked
 from evalsuite_kernels.sparse.places import Places, check_lists, places
 
@@ -107,7 +107,7 @@ def _form(impl: str, q: Tensor, k: Tensor, index_q: Tensor, index_k: Tensor, wei
     """The implementation of `index_loss`: "triton" or another word for "chunked"."""
     HI, DI = index_q.shape[2:]
     name = choose(impl, q, k, index_q, index_k, weights, widest=max(q.shape[-1], DI))
-    if name == "triton" and impl == "auto":
+    if name == "triton" and meant(impl) == "auto":
         from evalsuite_kernels.sparse.divergence_run import GROUPS, grouped
 
         return name if grouped(HI, DI)[1] <= GROUPS else "chunked"
