@@ -84,14 +84,17 @@ def compare(
         str, typer.Option("--format", help="rich, md, json or csv. Default: rich at a terminal, else md.")
     ] = "",
     flips: Annotated[
-        bool, typer.Option("--flips", help="List each sample scored otherwise than in the first run; no csv has them.")
+        bool,
+        typer.Option("--flips", help="List each sample scored otherwise than in the first run, and what was said."),
     ] = False,
+    by: Annotated[str, typer.Option(help="Break down by facets: hops, or length,depth, or family,length.")] = "",
+    margin: Annotated[float, typer.Option(help="Points of 100 within which a difference is called equal.")] = 2.0,
     json: Json = False,
 ) -> None:
     """Show runs side by side, with intervals and paired differences to the first."""
     from evalsuite import verbs
 
-    verbs.compare(runs, "json" if json else form, flips=flips)
+    verbs.compare(runs, "json" if json else form, flips=flips, by=by, margin=margin)
 
 
 @app.command()

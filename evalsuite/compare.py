@@ -11,11 +11,13 @@ from typing import Any
 
 from evalsuite import stats, store
 from evalsuite import task as plugins
-from evalsuite.errors import UserError
+from evalsuite.errors import UserError, unknown
 from evalsuite.groups import Line, apart, families, family_of, knobs, lines, pick, unlike
-from evalsuite.stats import Difference, Estimate
+from evalsuite.pairs import Paired, Unequal, unequal
+from evalsuite.stats import Estimate
 from evalsuite.store import Key, Row, Run
 from evalsuite.task import Averaged, Judged, Summarised
+from evalsuite.verdict import MARGIN, Verdict, facets, verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ class Flip:
     task: str
     id: str
     scores: tuple[float | None, ...]  # one a run; None where it was not asked this
-    answers: tuple[str, ...]
+    answers: tuple[str, ...]  # as the scorers read them
+    prompt: str = ""  # with the beginning of the answer; "" where the runs were loaded without
+    target: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()  # whole completions
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +65,32 @@ class Comparison:
     wordings: tuple[str, ...]
     seeds: tuple[int, ...]
     unlike: Mapping[str, str]  # task -> why its means are not over all that was asked
+    verdicts: tuple[Verdict, ...]  # of each model after the first
+    unequal: tuple[Unequal, ...]  # what was asked in other words, and is in no difference
+    margin: float = MARGIN  # within which a difference is called equal
+    by: tuple[str, ...] = ()  # the facets of a break-down that was asked for
+    broken: tuple[Line, ...] = ()  # by task, or family, and these facets
     flips: tuple[Flip, ...] | None = None  # None where nobody asked for them
 
 
-def load(paths: Iterable[str | Path]) -> list[Run]:
-    """Runs from their folders; a folder of runs stands for all of them, oldest first."""
+def load(paths: Iterable[str | Path], *, prompts: bool = False) -> list[Run]:
+    """Runs from their folders; a folder of runs stands for all of them, oldest first. Prompts are much to read."""
     runs: list[Run] = []
     for path in map(Path, paths):
         inside = [] if (path / "run.json").exists() else sorted(p.parent for p in path.glob("*/run.json"))
-        found = [store.read(folder, prompts=False) for folder in inside or [path]]
+        found = [store.read(folder, prompts=prompts) for folder in inside or [path]]
         runs += sorted(found, key=lambda run: str(run.meta["created"]))
     return runs
 
 
-def compare(runs: Sequence[Run], *, flips: bool = False) -> Comparison:
-    """Compare runs with the first, on request sample by sample. Raises UserError where there is nothing to compare."""
+def compare(runs: Sequence[Run], *, flips: bool = False, by: Sequence[str] = (), margin: float = MARGIN) -> Comparison:
+    """Compare runs with the first, on request sample by sample and broken down by facets.
+
+    `margin` is the share of 1 within which a difference matters to nobody. Raises UserError where there is nothing to
+    compare, or no sample has a facet.
+    """
+    if not 0 < margin < 1:
+        raise UserError(f"--margin must lie between 0 and 100 points, not {100 * margin:g}")
     empty = [str(run.folder) for run in runs if not run.rows]
     if empty or not runs:
         raise UserError(f"no sample is stored in {', '.join(empty) or 'no run'}; run it first")
@@ -85,10 +101,11 @@ def compare(runs: Sequence[Run], *, flips: bool = False) -> Comparison:
     spots = lines(index, lambda row: (("task", row["task"]), *pick(row, ["hops"])))
     names = _names(runs)
     columns = tuple(_column(run, names, i, spots) for i, run in enumerate(runs))
+    means = families(runs, index, lambda row: (("family", family_of(row)),))
     return Comparison(
         columns=columns,
         scores=lines(index, lambda row: (("task", row["task"]), *pick(row, varied[row["task"]]))),
-        families=families(runs, index, lambda row: (("family", family_of(row)),)),
+        families=means,
         hops=lines(
             index,
             lambda row: (("task", row["task"]), *pick(row, shown[row["task"]]), ("hops", row["facets"]["hops"])),
@@ -106,8 +123,29 @@ def compare(runs: Sequence[Run], *, flips: bool = False) -> Comparison:
         wordings=_settings(runs, "wording"),
         seeds=_settings(runs, "seed"),
         unlike=unlike(index) | apart(runs),
+        verdicts=verdicts(names, means, facets(runs, index), margin) if len(runs) > 1 else (),
+        unequal=unequal(index),
+        margin=margin,
+        by=tuple(by),
+        broken=_broken(runs, index, by) if by else (),
         flips=_flips(index) if flips else None,
     )
+
+
+def _broken(runs: Sequence[Run], index: Sequence[Mapping[Key, Row]], by: Sequence[str]) -> tuple[Line, ...]:
+    """Lines by task, or by family where "family" is asked for, and the facets `by`, of samples that have them all."""
+    known = {name for rows in index for row in rows.values() for name in row["facets"]} | {"family", "task"}
+    for name in by:
+        if name not in known:
+            raise unknown("facet", name, sorted(known))
+    chosen = [name for name in by if name not in ("family", "task")]
+
+    def has(row: Row) -> bool:
+        return all(name in row["facets"] for name in chosen)
+
+    if "family" in by and "task" not in by:
+        return families(runs, index, lambda row: (("family", family_of(row)), *pick(row, chosen)), has)
+    return lines(index, lambda row: (("task", row["task"]), *pick(row, chosen)), has)
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -130,13 +168,13 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def records(result: Comparison) -> list[dict[str, Any]]:
-    """Every cell of every model as one flat record, for JSON and CSV."""
+def records(result: Comparison, lines: Sequence[Line] | None = None) -> list[dict[str, Any]]:
+    """Every line, or cell, of every model as one flat record, for JSON and CSV."""
     flat = []
-    for line in result.cells:
+    for line in result.cells if lines is None else lines:
         for column, estimate, difference in zip(result.columns, line.estimates, line.differences, strict=True):
             if estimate is not None:
-                flat.append({"model": column.name, **_score(line, estimate), **_difference(difference)})
+                flat.append({"model": column.name, **_score(line, estimate), **paired_record(difference)})
     return flat
 
 
@@ -159,7 +197,8 @@ def _score(line: Line, estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _difference(difference: Difference | None) -> dict[str, Any]:
+def paired_record(difference: Paired | None) -> dict[str, Any]:
+    """A paired difference, flat; empty where there is none."""
     if difference is None:
         return {}
     return {
@@ -169,6 +208,8 @@ def _difference(difference: Difference | None) -> dict[str, Any]:
         "pairs": difference.n,
         "wins": difference.wins,
         "losses": difference.losses,
+        "ties": difference.ties,
+        "detectable": difference.detectable,
         "p": difference.p,
     }
 
@@ -260,7 +301,9 @@ def _flips(index: Sequence[Mapping[Key, Row]]) -> tuple[Flip, ...]:
         if any(row is not None and row["score"] != first["score"] for row in rows):
             scores = tuple(None if row is None else row["score"] for row in rows)
             answers = tuple("" if row is None else str(row.get("answer") or row.get("text") or "") for row in rows)
-            found.append(Flip(*key, scores, answers))
+            texts = tuple("" if row is None else str(row.get("text") or "") for row in rows)
+            prompt = str(first.get("prompt") or "") + str(first.get("answer_prefix") or "")
+            found.append(Flip(*key, scores, answers, prompt, tuple(first.get("target") or ()), texts))
     return tuple(found)
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalsuite import stats
+from evalsuite.pairs import Paired, paired
 from evalsuite.records import Facet
-from evalsuite.stats import Difference, Estimate
+from evalsuite.stats import Estimate
 from evalsuite.store import Key, Row, Run
 
 Keys = tuple[tuple[str, Facet], ...]  # (("task", "multihop.graph"), ("hops", 4))
@@ -20,9 +21,7 @@ class Line:
     keys: Keys
     chance: float
     estimates: tuple[Estimate | None, ...]
-    differences: tuple[
-        Difference | None, ...
-    ]  # to the first model, over pairs of one prompt; None where there are none
+    differences: tuple[Paired | None, ...]  # to the first model, over pairs of one prompt; None where there are none
 
     def get(self, key: str) -> Facet:
         """The value of one key, "" where the group has none."""
@@ -83,18 +82,9 @@ def _line(keys: Keys, parts: Sequence[Sequence[Row]], base: Mapping[Key, Row]) -
     estimates = tuple(
         stats.estimate([r["score"] for r in rows], [r["cluster"] for r in rows]) if rows else None for rows in parts
     )
-    differences = (None, *(_paired(rows, base) for rows in parts[1:]))
+    differences = (None, *(paired(rows, base) for rows in parts[1:]))
     chances = [row["chance"] for row in next(rows for rows in parts if rows)]
     return Line(keys, math.fsum(chances) / len(chances), estimates, differences)
-
-
-def _paired(rows: Sequence[Row], base: Mapping[Key, Row]) -> Difference | None:
-    """Difference to the first run over the samples that both were asked in the same words."""
-    pairs = [(row, base[row["task"], row["id"]]) for row in rows if (row["task"], row["id"]) in base]
-    same = [(a, b) for a, b in pairs if a["prompt_hash"] == b["prompt_hash"]]
-    if not same:
-        return None
-    return stats.paired([a["score"] for a, _ in same], [b["score"] for _, b in same], [a["cluster"] for a, _ in same])
 
 
 def families(
@@ -128,7 +118,8 @@ def families(
         )
         chance = stats.stratified([r["chance"] for r in first], [r["task"] for r in first]).value
         label = f"{len(common)} of {max(total, len(common))}"
-        result.append(Line((*key, ("tasks", label)), chance, estimates, (None,) * len(parts)))
+        differences = (None, *(paired(rows, index[0], by_task=True) for rows in parts[1:]))
+        result.append(Line((*key, ("tasks", label)), chance, estimates, differences))
     return tuple(result)
 
 

@@ -1,24 +1,27 @@
 """A comparison as tables: rich at a terminal, Markdown that reads as plain text elsewhere, CSV and JSON."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from evalsuite.compare import Column, Comparison, Flip, records
+from evalsuite import markdown
+from evalsuite.compare import Comparison, Flip
+from evalsuite.export import as_csv, as_json
 from evalsuite.groups import Line
+from evalsuite.notes import closing, footnotes, heading, margin, tokens, warnings
+from evalsuite.pairs import Paired
 from evalsuite.records import Facet
 from evalsuite.stats import Estimate
 
 FORMATS = ("rich", "md", "json", "csv")
 WIDE = 4  # more columns of scores than this and the interval shrinks to a half-width
+SHOWN = 20  # flips whose prompts and completions are printed; JSON and CSV have all
+CLIP = 600  # characters of each that are printed
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Section:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    texts: tuple[tuple[str, str], ...] = ()  # whole texts below the table: what each is, and the text
 
 
 def render(result: Comparison, form: str, console: Console) -> str:
@@ -43,105 +47,24 @@ def render(result: Comparison, form: str, console: Console) -> str:
     return ""
 
 
-def as_json(result: Comparison) -> str:
-    """Models, closing lines and every cell; NaN becomes null."""
-    value = {
-        "models": [
-            {
-                "name": c.name,
-                "samples": c.n,
-                "finished": c.finished,
-                "errors": dict(c.errors),
-                "truncated": dict(c.truncated),
-                "missing": dict(c.missing),
-                "cost": {str(k): dict(v) for k, v in c.cost.items()},
-                "prefill_tokens_per_second": None if math.isnan(c.prefill_rate) else c.prefill_rate,
-                "decode_tokens_per_second": None if math.isnan(c.decode_rate) else c.decode_rate,
-                "weakest": c.weakest,
-                "summaries": {family: dict(figures) for family, figures in c.summaries.items()},
-            }
-            for c in result.columns
-        ],
-        "unlike": dict(result.unlike),
-        "cells": records(result),
-        **({} if result.flips is None else {"flips": [asdict(flip) for flip in result.flips]}),
-    }
-    return json.dumps(value, indent=1)
-
-
-def as_csv(result: Comparison) -> str:
-    """One line a cell and model."""
-    rows = records(result)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().rstrip("\n")
-
-
 def as_markdown(result: Comparison) -> str:
-    """Padded Markdown tables, at most 120 columns wide for three models."""
-    blocks = [heading(result), *warnings(result)]
+    """Padded tables in GitHub's dialect, at most 120 columns wide for three models."""
+    blocks = [markdown.plain(heading(result)), _list(warnings(result))]
     for section in sections(result):
-        blocks += [f"### {section.title}", _markdown(section), *([section.note] if section.note else [])]
-    blocks += [*footnotes(result), "\n".join(f"- {c.weakest}" for c in result.columns)]
-    return "\n\n".join(blocks)
+        blocks += section_markdown(section)
+    blocks += [_list(footnotes(result)), _list([name + said for name, said in closing(result)])]
+    return "\n\n".join(filter(None, [*blocks, margin(result)]))
 
 
-def heading(result: Comparison) -> str:
-    """Who was asked how much."""
-    counts = sorted({c.n for c in result.columns})
-    asked = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    lengths = sorted({int(line.get("length")) for line in result.lengths})
-    parts = [
-        f"{len(result.columns)} model{'s' if len(result.columns) > 1 else ''}",
-        f"{asked} questions each",
-        f"{', '.join(map(_length, lengths))} tokens" if lengths else "",
-        f"{' and '.join(result.wordings)} wording",
-        f"seed {' and '.join(map(str, result.seeds))}",
-    ]
-    return "evalsuite: " + ", ".join(filter(None, parts))
+def section_markdown(section: Section) -> list[str]:
+    """The blocks of one table."""
+    note = [markdown.plain(section.note)] if section.note else []
+    texts = [part for what, text in section.texts for part in (f"#### {markdown.plain(what)}", markdown.block(text))]
+    return [f"### {markdown.plain(section.title)}", markdown.table(section.header, section.rows), *note, *texts]
 
 
-def warnings(result: Comparison) -> list[str]:
-    """What is missing from the tables: tasks left out, unfinished runs, errors."""
-    lines = []
-    left_out: dict[tuple[str, str], list[str]] = {}
-    for c in result.columns:
-        for name, reason in c.missing.items():
-            left_out.setdefault((name, reason), []).append(c.name)
-    for (name, reason), models in left_out.items():
-        who = "" if len(models) == len(result.columns) else f" ({', '.join(models)})"
-        lines.append(f"LEFT OUT {name}{who}: {reason}")
-    lines += (f"UNLIKE {name}: {reason}" for name, reason in result.unlike.items())
-    for c in result.columns:
-        if not c.finished:
-            lines.append(f"UNFINISHED {c.name}: {c.n} samples so far; the same command goes on")
-        if c.unreadable:
-            lines.append(
-                f"UNREADABLE {c.name}: {c.unreadable} damaged lines in its log; the same command asks them again"
-            )
-        for reason, count in list(c.errors.items())[:3]:
-            lines.append(f"ERRORS {c.name}: {count} of {c.n} samples count as wrong: {reason}")
-        if len(c.errors) > 3:
-            rest = sum(list(c.errors.values())[3:])
-            lines.append(f"ERRORS {c.name}: {rest} more for {len(c.errors) - 3} other reasons")
-    return ["\n".join(lines)] if lines else []
-
-
-def footnotes(result: Comparison) -> list[str]:
-    """Answers that ended at max_new_tokens: many are whole, one word was asked; some are cut."""
-    lines = []
-    for c in result.columns:
-        if c.truncated:
-            worst = ", ".join(f"{task} {count}" for task, count in list(c.truncated.items())[:2])
-            total = sum(c.truncated.values())
-            more = ", ..." if len(c.truncated) > 2 else ""
-            lines.append(
-                f"{c.name}: {total} answers ended at max_new_tokens, {c.spoiled} of them wrong ({worst}{more})"
-            )
-    return ["\n".join(lines)] if lines else []
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown.plain(line)}" for line in lines)
 
 
 def sections(result: Comparison) -> list[Section]:
@@ -152,10 +75,14 @@ def sections(result: Comparison) -> list[Section]:
         deep = [line for line in result.hops if str(line.get("task")).partition(".")[0] == family]
         made.append(_pivot(result, deep, "hops", title=f"{family} by hop depth", name=_hops))
     if len(lengths) > 1:
-        made.append(_pivot(result, result.lengths, "length", title="By length", name=lambda v: _length(int(v))))
+        made.append(_pivot(result, result.lengths, "length", title="By length", name=lambda v: tokens(int(v))))
     made += (_summary(result, family) for family in dict.fromkeys(f for c in result.columns for f in c.summaries))
     if len(result.columns) > 1:
-        made.append(_differences(result))
+        several = [line for line in result.families if not str(line.get("tasks")).endswith(" of 1")]
+        first = result.columns[0].name
+        made.append(_differences(result, [*several, *result.scores], f"Difference to {first}", _named))
+    if result.by:
+        made += _broken(result)
     if result.flips is not None:
         made.append(_flips(result, result.flips))
     made.append(_cost(result))
@@ -219,7 +146,9 @@ def _label(line: Line, column: str) -> str:
 
 
 def _named(line: Line) -> str:
-    """`knowledge.cloze, load 64`: the task, and the facets that vary within it."""
+    """`knowledge.cloze, load 64`: the task, and the facets that vary within it; a family's mean says of how many."""
+    if line.get("family") != "":
+        return f"{line.get('family')}: {_mean_of(str(line.get('tasks')))}"
     return ", ".join([str(line.get("task")), *(_facet(key, value) for key, value in line.keys[1:])])
 
 
@@ -253,22 +182,50 @@ def _summary(result: Comparison, family: str) -> Section:
     return Section(f"{family} as its authors sum it up", ("", *(c.name for c in result.columns)), rows)
 
 
-def _differences(result: Comparison) -> Section:
+def _differences(result: Comparison, lines: Sequence[Line], title: str, name: Callable[[Line], str]) -> Section:
+    """A row for each line and model after the first."""
     rows = []
-    for line in result.scores:
-        cells = []
-        for d in line.differences[1:]:
-            if d is None:
-                cells.append("not the same prompts")
-                continue
-            star = " " if d.low <= 0 <= d.high else "*"
-            cells.append(f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]{star}")
-        n = _range([d.n for d in line.differences if d is not None])
-        rows.append((_named(line), n, *cells))
-    first, *others = (c.name for c in result.columns)
-    header = ("task", "pairs", *others)
-    note = "Paired over the same questions, 95 % interval; * it excludes 0. Not corrected for looking at many tasks."
-    return Section(f"Difference to {first}", header, tuple(rows), note=note)
+    alone = len(result.columns) == 2
+    for line in lines:
+        for i, c in enumerate(result.columns[1:], 1):
+            if line.estimates[i] is not None and line.estimates[0] is not None:
+                rows.append((name(line), *([] if alone else [c.name]), *_difference(line.differences[i])))
+    header = ("", *([] if alone else ["model"]), "pairs", "difference", "won/lost/same", "detectable")
+    note = (
+        "Paired over the same questions, 95 % interval; * it excludes 0. Not corrected for looking at many. "
+        "Detectable: the smallest difference that as many pairs, disagreeing as often, show in 8 of 10 runs."
+    )
+    return Section(title, header, tuple(rows), note=note)
+
+
+def _difference(d: Paired | None) -> tuple[str, str, str, str]:
+    if d is None:
+        return "0", "not the same prompts", "-", "-"
+    star = " " if d.low <= 0 <= d.high else "*"
+    found = "none" if d.detectable > 1 else f"{d.detectable:.3f}"
+    return str(d.n), f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]{star}", f"{d.wins}/{d.losses}/{d.ties}", found
+
+
+def _broken(result: Comparison) -> list[Section]:
+    """The break-down that was asked for: scores, then differences."""
+    facets = [key for key in dict.fromkeys(k for line in result.broken for k, _ in line.keys) if key != "tasks"]
+    rows = [
+        (*(str(line.get(key)) for key in facets), line.n, f"{line.chance:.2f}",
+         *(_score(e, line.chance) for e in line.estimates))
+        for line in result.broken
+    ]  # fmt: skip
+    title = f"By {', '.join(result.by)}"
+    header = (*facets, "n", "chance", *(c.name for c in result.columns))
+    left = sorted({str(line.get("task")) for line in result.scores} - {str(line.get("task")) for line in result.broken})
+    note = f"Without such a facet: {', '.join(left)}." if left and "task" in facets else ""
+    made = [Section(title, header, tuple(rows), note=note)]
+    if len(result.columns) > 1:
+
+        def name(line: Line) -> str:
+            return ", ".join([str(line.keys[0][1]), *(_facet(k, v) for k, v in line.keys[1:] if k != "tasks")])
+
+        made.append(_differences(result, result.broken, f"{title}: difference to {result.columns[0].name}", name))
+    return made
 
 
 def _flips(result: Comparison, flips: Sequence[Flip]) -> Section:
@@ -279,13 +236,31 @@ def _flips(result: Comparison, flips: Sequence[Flip]) -> Section:
         pairs = [(now, then) for now, then in ((flip.scores[i], flip.scores[0]) for flip in flips) if now is not None]
         up, down = (sum(sign * (now - (then or 0.0)) > 0 for now, then in pairs) for sign in (1, -1))
         counts.append(f"{name}: {up} higher, {down} lower.")
-    note = f"Score and answer; where the prompts differ, nothing is compared. {' '.join(counts)}"
-    return Section(f"Samples scored otherwise than in {first}", ("sample", first, *others), rows, note=note)
+    rest = f" Below: the first {SHOWN} of {len(flips)}; json and csv have all." if len(flips) > SHOWN else ""
+    note = f"Score and answer; where the prompts differ, nothing is compared. {' '.join(counts)}{rest}"
+    texts = tuple(part for flip in flips[:SHOWN] if flip.prompt for part in _texts(flip, [first, *others]))
+    return Section(f"Samples scored otherwise than in {first}", ("sample", first, *others), rows, note, texts)
+
+
+def _texts(flip: Flip, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The end of the prompt, and what each model went on to write."""
+    asked = [(f"{flip.id}: prompt (right: {' or '.join(flip.target)})", _clipped(flip.prompt))]
+    return asked + [
+        (f"{name}, {score:.2f}", _clipped(text))
+        for name, score, text in zip(names, flip.scores, flip.texts, strict=True)
+        if score is not None
+    ]
+
+
+def _clipped(text: str) -> str:
+    """The last CLIP characters; what would move a terminal's cursor is shown as a mark."""
+    kept = text if len(text) <= CLIP else f"[{len(text) - CLIP} characters before] {text[-CLIP:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in kept)
 
 
 def _scored(score: float | None, answer: str) -> str:
     """`0.50 Mary, Jo`, the answer cut to a cell's room."""
-    words = " ".join(answer.split())
+    words = " ".join(_clipped(answer[:CLIP]).split())
     return "-" if score is None else f"{score:.2f} {words[:23] + '…' if len(words) > 24 else words}".rstrip()
 
 
@@ -296,7 +271,7 @@ def _cost(result: Comparison) -> Section:
             cells = [c.cost.get(length, {}).get(kind) for c in result.columns]
             if kind == "index" and not any(cells):
                 continue
-            rows.append((f"{name}, {_length(length)} tokens", *("-" if b is None else _bytes(b) for b in cells)))
+            rows.append((f"{name}, {tokens(length)} tokens", *("-" if b is None else _bytes(b) for b in cells)))
     rows.append(("prefill", *(_rate(c.prefill_rate) for c in result.columns)))
     rows.append(("decode", *(_rate(c.decode_rate) for c in result.columns)))
     return Section("Cost of one sequence, and speed", ("", *(c.name for c in result.columns)), tuple(rows))
@@ -312,50 +287,40 @@ def _score(estimate: Estimate | None, chance: float, compact: bool = False) -> s
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]{mark}"
 
 
-def _markdown(section: Section) -> str:
-    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in (section.header, *section.rows)]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(section.header))]
-    padded = ([c.rjust(widths[i]) if i else c.ljust(widths[i]) for i, c in enumerate(row)] for row in rows)
-    lines = [f"| {' | '.join(row)} |" for row in padded]
-    rule = "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
 def _print(result: Comparison, console: Console) -> None:
     console.print(f"\n[bold]{escape(heading(result))}[/bold]")
-    for block in warnings(result):
-        for line in block.splitlines():
-            kind, _, rest = line.partition(" ")
-            console.print(f"[yellow bold]{kind}[/yellow bold] {escape(rest)}", highlight=False)
+    for line in warnings(result):
+        kind, _, rest = line.partition(" ")
+        console.print(f"[yellow bold]{kind}[/yellow bold] {escape(rest)}", highlight=False)
     for section in sections(result):
-        table = Table(
-            title=escape(section.title), title_justify="left", title_style="bold", caption=escape(section.note)
-        )
-        table.caption_justify = "left"
-        for i, name in enumerate(section.header):
-            table.add_column(escape(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
-        for row, following in zip(section.rows, [*section.rows[1:], None], strict=True):
-            end = following is None or not following[0].startswith("  ")
-            styled = (f"[dim]{escape(c)}[/dim]" if c.endswith("~") else escape(c) for c in row)
-            table.add_row(*styled, end_section=end and row[0].startswith("  "))
-        console.print()
-        room = console.width  # a terminal too narrow wraps lines; a table fitted to it would cut names and figures
-        console.width = max(room, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
-        console.print(table)
-        console.width = room
-    for block in footnotes(result):
-        console.print(f"\n[dim]{escape(block)}[/dim]", highlight=False)
+        print_section(section, console)
+    for line in footnotes(result):
+        console.print(f"\n[dim]{escape(line)}[/dim]", highlight=False)
     console.print()
-    for column in result.columns:
-        console.print(_closing(column), highlight=False)
+    for name, said in closing(result):
+        console.print(f"[bold]{escape(name)}[/bold]{escape(said)}", highlight=False)
+    if margin(result):
+        console.print(f"[dim]{escape(margin(result))}[/dim]", highlight=False)
 
 
-def _closing(column: Column) -> str:
-    return f"[bold]{escape(column.name)}[/bold]{escape(column.weakest.removeprefix(column.name))}"
-
-
-def _length(tokens: int) -> str:
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+def print_section(section: Section, console: Console) -> None:
+    """One table, never narrower than its figures."""
+    table = Table(title=escape(section.title), title_justify="left", title_style="bold", caption=escape(section.note))
+    table.caption_justify = "left"
+    for i, name in enumerate(section.header):
+        table.add_column(escape(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row, following in zip(section.rows, [*section.rows[1:], None], strict=True):
+        end = following is None or not following[0].startswith("  ")
+        styled = (f"[dim]{escape(c)}[/dim]" if c.endswith("~") else escape(c) for c in row)
+        table.add_row(*styled, end_section=end and row[0].startswith("  "))
+    console.print()
+    room = console.width  # a terminal too narrow wraps lines; a table fitted to it would cut names and figures
+    console.width = max(room, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
+    console.width = room
+    for what, text in section.texts:
+        console.print(f"\n[bold]{escape(what)}[/bold]", highlight=False)
+        console.print(escape(text), highlight=False)
 
 
 def _bytes(count: int) -> str:

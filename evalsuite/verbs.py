@@ -147,13 +147,17 @@ def lab(place: Path, folder: str, *, as_json: bool) -> None:
     sys.stdout.write(report.report(place, as_json=as_json) + "\n")
 
 
-def compare(paths: Sequence[str], form: str, *, flips: bool = False) -> None:
-    """Show stored runs side by side on standard output."""
+def compare(paths: Sequence[str], form: str, *, flips: bool = False, by: str = "", margin: float | None = None) -> None:
+    """Show stored runs side by side on standard output; `by` names facets, `margin` is in points of 100."""
     from evalsuite import compare as comparing
+    from evalsuite.verdict import MARGIN
 
     if form and form not in table.FORMATS:
         raise unknown("format", form, table.FORMATS)
-    show(comparing.compare(comparing.load(paths), flips=flips), form)
+    facets = [name.strip() for name in by.split(",") if name.strip()]
+    runs = comparing.load(paths, prompts=flips)
+    within = MARGIN if margin is None else margin / 100
+    show(comparing.compare(runs, flips=flips, by=facets, margin=within), form)
 
 
 def gate(paths: Mapping[str, str], policy: str, *, strict: bool, out: str, as_json: bool) -> int:
