@@ -134,6 +134,29 @@ def promote(
 
 
 @app.command()
+def report(
+    runs: Runs,
+    out: Annotated[str, typer.Option("--out", "-o", help="The HTML file.")] = "report.html",
+    figures: Annotated[str, typer.Option(metavar="FOLDER", help="Keep the figures there, as PNG and SVG.")] = "",
+) -> None:
+    """Write runs side by side as one HTML file that opens offline: tables, figures and every sample."""
+    from evalsuite import verbs
+
+    verbs.report(runs, out, figures)
+
+
+@app.command()
+def view(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a run, or of runs, finished or not.")],
+    port: Annotated[int, typer.Option(help="Of this machine alone; 0 takes a free one.", min=0, max=65535)] = 8377,
+) -> None:
+    """Serve the report to a browser of this machine while a run goes on."""
+    from evalsuite import verbs
+
+    verbs.view(folder, port)
+
+
+@app.command()
 def train(  # noqa: PLR0913 - each option is one parameter of a verb
     *,
     model: Annotated[

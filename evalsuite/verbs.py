@@ -196,6 +196,21 @@ def promote(run: str, to: str, reason: str) -> None:
     sys.stdout.write("\n".join([str(folder), *(f"  {line}" for line in changes)]) + "\n")
 
 
+def report(paths: Sequence[str], out: str, figures: str) -> None:
+    """Write the report of stored runs, and say which files were written."""
+    from evalsuite import report as reports
+
+    for file in reports.write(paths, Path(out), Path(figures) if figures else None):
+        print(file)
+
+
+def view(folder: str, port: int) -> None:
+    """Serve the report of a folder until interrupted."""
+    from evalsuite.report import serve
+
+    serve.view(Path(folder), port, lambda line: print(line, flush=True))
+
+
 def show(result: Comparison, form: str) -> None:
     """Print a comparison: rich at a terminal and Markdown elsewhere where no format is given."""
     console = Console(highlight=False)

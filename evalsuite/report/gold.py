@@ -1,0 +1,53 @@
+"""Which parts of a prompt the answer rests on, as far as a run's row tells: pure functions on texts.
+
+Rows keep no places. Highlighted are the accepted answers where they stand as whole words, and, for rows that keep the
+walk to the answer, the statements that join one name of it to the next.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+ANSWER, STEP = 0, 1
+Span = tuple[int, int, int]  # begin, end, kind
+MOST = 100  # spans of one prompt
+BETWEEN = 8  # words that may stand between two names of one statement
+
+NOTE = (
+    "Highlighted are the accepted answers where they stand in the prompt as whole words, and the statements that join "
+    "two successive names of the walk to the answer, where the run keeps the walk. Runs do not keep the places of the "
+    "facts: a word may also stand elsewhere by chance. Answers of one letter are not highlighted."
+)
+
+
+def spans(prompt: str, targets: Iterable[str], walk: Sequence[str] = ()) -> list[Span]:
+    """The places to highlight, in order and never overlapping; a statement of the walk wins over an answer in it."""
+    found: list[Span] = []
+    for one, two in pairwise(walk):
+        first, gap = _word(one), r"[^\w\n.]+"  # within one sentence, from the nearest name on
+        pattern = rf"{first}(?:{gap}(?!{first})\w+){{0,{BETWEEN}}}?{gap}{_word(two)}"
+        found += [(*hit.span(), STEP) for hit in re.finditer(pattern, prompt)][:MOST]
+    words = sorted({word for target in targets for word in _parts(target)}, key=len, reverse=True)
+    if words:
+        anywhere = re.compile("|".join(map(_word, words)))
+        found += [(*hit.span(), ANSWER) for hit, _ in zip(anywhere.finditer(prompt), range(MOST), strict=False)]
+    return _apart(found)
+
+
+def _parts(target: str) -> list[str]:
+    whole = target.strip()
+    return [whole] if len(whole) > 1 or whole.isdigit() else []
+
+
+def _word(text: str) -> str:
+    before = r"(?<!\w)" if text[:1].isalnum() else ""
+    after = r"(?!\w)" if text[-1:].isalnum() else ""
+    return f"{before}{re.escape(text)}{after}"
+
+
+def _apart(found: Iterable[Span]) -> list[Span]:
+    kept: list[Span] = []
+    for span in sorted(found, key=lambda each: (-each[2], each[0], -each[1])):
+        if all(span[1] <= other[0] or span[0] >= other[1] for other in kept):
+            kept.append(span)
+    return sorted(kept)[:MOST]
