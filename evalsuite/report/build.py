@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite import compare as comparing
-from evalsuite import store, table
+from evalsuite import notes, store, table
 from evalsuite.compare import Comparison
 from evalsuite.errors import UserError
 from evalsuite.groups import Line, family_of
@@ -57,11 +57,12 @@ def page(runs: Sequence[Run], result: Comparison, made: Sequence[Figure], *, liv
     return render(
         "report.html",
         live=live,
-        heading=words.visible(table.heading(result)),
+        heading=words.visible(notes.heading(result)),
         names=names,
-        closing=[words.visible(column.weakest) for column in result.columns],
+        closing=[words.visible(name + said) for name, said in notes.closing(result)],
+        margin=notes.margin(result),
         warnings=[_warning(line) for line in _warnings(runs, result)],
-        notes=[words.visible(line) for block in table.footnotes(result) for line in block.splitlines()],
+        notes=[words.visible(line) for block in notes.footnotes(result) for line in block.splitlines()],
         headline=_visible(headline(result)),
         figures=[{"figure": each, "panels": panels, "table": _visible(each.table)} for each, panels in shown],
         sections=[_visible(section) for section in table.sections(result)],
@@ -172,7 +173,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _warnings(runs: Sequence[Run], result: Comparison) -> Iterator[str]:
     """The terminal's warnings, and scores that are none."""
-    for block in table.warnings(result):
+    for block in notes.warnings(result):
         yield from block.splitlines()
     for run, column in zip(runs, result.columns, strict=True):
         strange = sum(not (isinstance(row["score"], int | float) and math.isfinite(row["score"])) for row in run.rows)

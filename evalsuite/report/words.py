@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 from evalsuite.groups import Line
+from evalsuite.notes import tokens
 from evalsuite.stats import Difference, Estimate
 from evalsuite.table import _bytes as size
 from evalsuite.table import _label as label
-from evalsuite.table import _length as tokens
 from evalsuite.table import _mean_of as mean_of
 from evalsuite.table import _named as named
 
