@@ -50,6 +50,12 @@ def _bytes(metric: Metric, new: Run, old: Run) -> Cost:
 
 
 def _rate(metric: Metric, new: Run, old: Run) -> Cost:
+    gpus = [
+        {request.get("versions", {}).get("gpu", "no GPU") for request in run.meta["requests"]} for run in (new, old)
+    ]
+    if gpus[0] != gpus[1] or len(gpus[0]) > 1:
+        told = " beside ".join(" and ".join(sorted(each)) for each in gpus)
+        return Cost(INVALID, f"{metric.name}: timed on {told}: speeds of unlike machines do not compare")
     tokens, seconds = f"{metric.name}_tokens", f"{metric.name}_seconds"
     ours, theirs = (_total(run.timings, tokens) / max(_total(run.timings, seconds), 1e-12) for run in (new, old))
     if not ours or not theirs:

@@ -63,7 +63,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Hypothesis:
     """One hypothesis of the gate: a family beside the baseline, or beside the release."""
 
     kind: str
@@ -87,7 +87,7 @@ def judge(
     if problems:
         return _report(INVALID, [], problems, [], policy, given)
     tests = [
-        Test(kind, family, _of(family, policy, found), _of(family, policy, fresh) if kind == "family" else [])
+        Hypothesis(kind, family, _of(family, policy, found), _of(family, policy, fresh) if kind == "family" else [])
         for kind, found in (("family", paired), ("drift", drifted))
         for family in policy.families
     ]
@@ -184,7 +184,7 @@ def _label(pair: Pair, batch: str) -> str:
     return f"{batch}{pair.new['cluster']}" if pair.new["cluster"] else ""
 
 
-def _families(tests: Sequence[Test], policy: Policy, *, looked: bool) -> list[Case]:
+def _families(tests: Sequence[Hypothesis], policy: Policy, *, looked: bool) -> list[Case]:
     """The gated hypotheses, corrected together; the undecided are looked at again with the second batch."""
     plan = policy.escalation
     cases = _look(tests, policy, plan.alpha[0] if plan else policy.alpha, again=False)
@@ -197,7 +197,7 @@ def _families(tests: Sequence[Test], policy: Policy, *, looked: bool) -> list[Ca
     ]
 
 
-def _look(tests: Sequence[Test], policy: Policy, alpha: float, *, again: bool) -> list[Case]:
+def _look(tests: Sequence[Hypothesis], policy: Policy, alpha: float, *, again: bool) -> list[Case]:
     level = Level(alpha, policy.power, policy.seed)
     outcomes = [_measure(test.pairs, level, test.more if again else ()) for test in tests]
     drops = stats.holm([outcome.p_drop for outcome in outcomes])
@@ -213,8 +213,8 @@ def _look(tests: Sequence[Test], policy: Policy, alpha: float, *, again: bool) -
     return cases
 
 
-def _advisory(tests: Sequence[Test], policy: Policy) -> list[Case]:
-    """Families that are only shown: their verdicts are each at alpha, uncorrected for the gated ones."""
+def _advisory(tests: Sequence[Hypothesis], policy: Policy) -> list[Case]:
+    """Families that are only shown: corrected among themselves, and costing the gated ones nothing."""
     return _look(tests, policy, policy.alpha, again=False) if tests else []
 
 
@@ -270,7 +270,7 @@ def _notes(new: Side, old: Side, paired: Sequence[Pair], policy: Policy, known: 
         pair.new["task"] for pair in paired if not any(f.gates and f.holds(pair.new) for f in policy.families)
     )
     if outside:
-        notes.append(f"not gated, because no family holds them: {', '.join(outside)}")
+        notes.append(f"held by no gated family: {', '.join(outside)}")
     versions = [_latest(side, lambda request: request.get("versions", {})) for side in (new, old)]
     apart = sorted(k for k in {**versions[0], **versions[1]} if versions[0].get(k) != versions[1].get(k))
     notes += (f"{name}: {versions[1].get(name)} -> {versions[0].get(name)}" for name in apart)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,13 @@ def _summary(side: Side) -> Iterator[Problem]:
     path = side.run.folder / "summary.json"
     if not path.exists():
         return
+    names = {"task"}.union(*(row["cell"] for row in side.run.rows)) - {"draw"}
     try:
         summary = json.loads(path.read_text())
         told = {
             "samples": summary["samples"],
             "errors": sum(summary["errors"].values()),
-            **{_cell(cell): (cell["n"], round(cell["score"], 9)) for cell in summary["cells"]},
+            **{_cell(cell, names): (cell["n"], round(cell["score"], 9)) for cell in summary["cells"]},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield Problem("summary", f"{side.called} has a summary.json that cannot be read ({error})")
@@ -203,7 +204,7 @@ def _summary(side: Side) -> Iterator[Problem]:
     cells: dict[str, list[float]] = {}
     for row in rows:
         keys = (("task", row["task"]), *pick(row, (name for name in row["cell"] if name != "draw")))
-        cells.setdefault(_cell(dict(keys)), []).append(row["score"])
+        cells.setdefault(_cell(dict(keys), names), []).append(row["score"])
     found = {
         "samples": len(side.run.rows),
         "errors": sum(map(failed, side.run.rows)),
@@ -218,11 +219,16 @@ def _summary(side: Side) -> Iterator[Problem]:
         yield Problem("summary", f"{side.called} has a summary.json that disagrees with its samples, {some(apart, 1)}")
 
 
-FIGURES = {"n", "clusters", "score", "low", "high", "chance", "above_chance"}
+def _cell(record: Mapping[str, Any], names: Collection[str]) -> str:
+    return ", ".join(f"{key} {_same(value)}" for key, value in sorted(record.items()) if key in names)
 
 
-def _cell(record: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in sorted(record.items()) if key not in FIGURES)
+def _same(value: Any) -> str:
+    """A facet as one text: Parquet's columns turn 2 beside 0.5 into 2.0, and beside words into a word."""
+    try:
+        return f"{float(value)!r}".removesuffix(".0")
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _close(a: Any, b: Any) -> bool:

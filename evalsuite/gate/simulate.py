@@ -15,7 +15,7 @@ from scipy import special
 
 from evalsuite import stats
 from evalsuite.gate import decide
-from evalsuite.gate.decide import PASS, REGRESSED, Level, Outcome, Rule
+from evalsuite.gate.decide import INCONCLUSIVE, PASS, REGRESSED, Level, Outcome, Rule
 from evalsuite.stats import Array
 
 RUNS = 2000
@@ -56,13 +56,13 @@ def clustered(draw: np.random.Generator, clusters: int, size: int) -> tuple[Arra
     return new, old, [str(i // size) for i in range(clusters * size)]
 
 
-def verdicts(outcomes: Sequence[Outcome], margin: float = 0.02) -> list[str]:
+def verdicts(outcomes: Sequence[Outcome], level: Level = LEVEL, margin: float = 0.02) -> list[str]:
     """The verdicts of families that are gated together."""
     drops = stats.holm([outcome.p_drop for outcome in outcomes])
     gains = stats.holm([outcome.p_gain for outcome in outcomes])
     rule = Rule(margin)
     return [
-        decide.verdict(outcome, rule, LEVEL, drop, gain, len(outcomes))[0]
+        decide.verdict(outcome, rule, level, drop, gain, len(outcomes))[0]
         for outcome, drop, gain in zip(outcomes, drops, gains, strict=True)
     ]
 
@@ -100,6 +100,22 @@ def ignoring_clusters(draw: np.random.Generator) -> bool:
     return verdicts([decide.measure(new, old, [""] * 500, LEVEL)]) == [REGRESSED]
 
 
+def escalated(change: float) -> Callable[[np.random.Generator], bool]:
+    """Whether a family fails at the first look (0.01), or undecided at the second (0.04), fresh questions added."""
+
+    def once(draw: np.random.Generator) -> bool:
+        new, old = scores(draw, 500, 0.04, change)
+        first, second = Level(0.01), Level(0.04)
+        seen = verdicts([decide.measure(new, old, [""] * 500, first)], first)
+        if seen != [INCONCLUSIVE]:
+            return seen == [REGRESSED]
+        more = scores(draw, 500, 0.04, change)
+        both = [np.concatenate(pair) for pair in zip((new, old), more, strict=True)]
+        return verdicts([decide.measure(both[0], both[1], [""] * 1000, second)], second) == [REGRESSED]
+
+    return once
+
+
 def coverage(n: int, share: float) -> float:
     """Chance that the 95 % interval of `stats.estimate` for n right or wrong answers holds the true share, exact."""
     holds = [stats.estimate([1.0] * k + [0.0] * (n - k)).includes(share) for k in range(n + 1)]
@@ -131,6 +147,8 @@ def promises(runs: int = RUNS) -> Iterator[Line]:
     naive = rate(max(runs // 4, 100), 4, ignoring_clusters)
     yield Line("false alarms, 50 clusters of 10", rate(runs, 4, in_clusters), 0, 0.06, f"{told}{naive:.3f}")
     yield Line("any false alarm in ten families (Holm)", rate(runs, 5, together), 0, 0.05)
+    yield Line("false alarms of an escalation, .01 + .04", rate(runs, 7, escalated(0.0)), 0, 0.05)
+    yield Line("power of an escalation at -2 points", rate(runs, 8, escalated(-0.02)), 0.65, 1)
     wrong = rate(runs, 6, failing(2000, 0.04, -0.02, PASS))
     yield Line("PASS at a drop of just the margin, n = 2,000", wrong, 0, 0.05)
 

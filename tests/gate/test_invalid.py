@@ -16,7 +16,6 @@ from gate_runs import Two
 
 Spoil = Callable[[Two], None]
 CASES: dict[str, tuple[Spoil, str, str]] = {}
-NATURAL = {"max_errors": 0.0}
 
 
 def case(kind: str, words: str) -> Callable[[Spoil], Spoil]:
@@ -233,6 +232,13 @@ def kernel_never_called(two: Two) -> None:
 def memory_not_recorded(two: Two) -> None:
     two.policy += '[[metric]]\nname = "kv"\nratio = 1.1\n'
     two.new_meta["cost"] = {}
+
+
+@case("unmeasured", "decode: timed on A100 beside H100")
+def timed_on_another_machine(two: Two) -> None:
+    two.policy += '[[metric]]\nname = "decode"\nratio = 0.9\n'
+    two.new_meta["requests"][0]["versions"] = {"gpu": "A100"}
+    two.old_meta["requests"][0]["versions"] = {"gpu": "H100"}
 
 
 def told(two: Two, capsys: pytest.CaptureFixture[str], **paths: str) -> tuple[int, str, dict[str, Any]]:
