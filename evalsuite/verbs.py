@@ -181,7 +181,7 @@ def gate(paths: Mapping[str, str], policy: str, *, strict: bool, out: str, as_js
     else:
         sys.stdout.write(summary.plain(report) + "\n")
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        print(*summary.annotations(report), sep="\n", file=sys.stderr if as_json else sys.stdout)
+        print(*summary.annotations(report, strict=strict), sep="\n", file=sys.stderr if as_json else sys.stdout)
     if step := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(step).open("a", encoding="utf-8") as file:
             file.write(summary.markdown(report))

@@ -52,14 +52,15 @@ class Report:
     def exit_code(self, *, strict: bool = False) -> int:
         """0 pass, 1 regression, 3 invalid; 4 where a critical family is undecided and that is not enough: with
         `strict`, and always in release mode."""
-        if self.verdict == INCONCLUSIVE and (strict or self.policy.mode == "release") and self.undecided:
+        if self.verdict == INCONCLUSIVE and any(self.fails(case, strict=strict) for case in self.cases):
             return 4
         return EXITS[self.verdict]
 
-    @property
-    def undecided(self) -> tuple[Case, ...]:
-        """The critical cases without a conclusion."""
-        return tuple(c for c in self.cases if c.tier == "critical" and c.verdict == INCONCLUSIVE)
+    def fails(self, case: Case, *, strict: bool = False) -> bool:
+        """Whether a case alone is enough for an exit code over 0."""
+        if case.verdict == INCONCLUSIVE:
+            return case.tier == "critical" and (strict or self.policy.mode == "release")
+        return case.gates and case.verdict == REGRESSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,10 @@ def judge(
     cases += _advisory([test for test in tests if not test.family.gates], policy)
     for metric in policy.metrics:
         cost = costs.measure(metric, new.run, old.run)
-        cases.append(Case("metric", metric.name, metric.tier, cost.verdict, cost.reason, cost=cost))
-        if cost.verdict == INVALID:
+        if cost.verdict == INVALID and metric.tier != "advisory":
             problems.append(Problem("unmeasured", cost.reason))
+        verdict = INCONCLUSIVE if cost.verdict == INVALID else cost.verdict
+        cases.append(Case("metric", metric.name, metric.tier, verdict, cost.reason, cost=cost))
     if problems:
         return _report(INVALID, [], problems, [], policy, given)
     cases += _quarantined(paired, policy)

@@ -1,8 +1,8 @@
 """The gate as JUnit XML, in the dialect that Jenkins' schema accepts: a testsuite for each case, holding the case's
 figures as properties and one testcase. A property inside a testcase, as some tools write it, is in no schema.
 
-REGRESSED is a failure, an invalid comparison an error, QUARANTINED and INCONCLUSIVE are skipped with their reason: a CI
-server then shows them, and counts neither as passed.
+What fails the gate is a failure, an invalid comparison an error. QUARANTINED, INCONCLUSIVE where that is allowed, and
+what is advice are skipped with their reason: a CI server then shows them, and counts none as passed.
 """
 
 import math
@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree as Tree
 
-from evalsuite.gate.decide import INCONCLUSIVE, INVALID, QUARANTINED, REGRESSED
+from evalsuite.gate.decide import IMPROVED, INVALID, PASS
 from evalsuite.gate.judge import Case, Report
 
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in any XML 1.0 document
 
 
-def render(report: Report) -> str:
-    """The whole document. A regressed cell of advice is skipped, not failed: it decides nothing."""
+def render(report: Report, *, strict: bool = False) -> str:
+    """The whole document; its failures and errors are those of the exit code."""
     root = Tree.Element("testsuites", name=clean(f"evalsuite gate: {report.policy.name}"))
     for problem in report.problems:
-        _suite(root, "validity", problem.kind, {}, (INVALID, problem.message))
+        _suite(root, "validity", problem.kind, {}, ("error", INVALID, problem.message))
     for case in report.cases:
         known = {"tier": case.tier, "verdict": case.verdict, **figures(case)}
-        _suite(root, case.kind, case.name, known, _result(case))
+        _suite(root, case.kind, case.name, known, _result(case, failed=report.fails(case, strict=strict)))
     for kind, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error")):
         root.set(kind, str(len(root.findall(f".//{tag}"))))
     Tree.indent(root)
@@ -59,18 +59,18 @@ def figures(case: Case) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
-def _result(case: Case) -> tuple[str, str]:
-    """Verdict and reason as JUnit is told them."""
-    if case.kind == "cell" and case.verdict != REGRESSED:
-        return "", case.reason
-    if not case.gates and case.verdict == REGRESSED:
-        return QUARANTINED, f"advice: {case.verdict}: {case.reason}"
-    return case.verdict, case.reason
+def _result(case: Case, *, failed: bool) -> tuple[str, str, str]:
+    """A testcase's element, "" where it passed; the verdict; and the reason."""
+    if failed:
+        return "failure", case.verdict, case.reason
+    if case.verdict in (PASS, IMPROVED):
+        return "", case.verdict, case.reason
+    advice = "" if case.gates or case.kind == "quarantine" else "advice: "
+    return "skipped", case.verdict, f"{advice}{case.verdict}: {case.reason}"
 
 
-def _suite(root: Tree.Element, kind: str, name: str, known: Mapping[str, Any], result: tuple[str, str]) -> None:
-    verdict, reason = result
-    tag = {REGRESSED: "failure", INVALID: "error", QUARANTINED: "skipped", INCONCLUSIVE: "skipped"}.get(verdict, "")
+def _suite(root: Tree.Element, kind: str, name: str, known: Mapping[str, Any], result: tuple[str, str, str]) -> None:
+    tag, verdict, reason = result
     counts = {
         "tests": "1",
         "failures": str(int(tag == "failure")),

@@ -46,13 +46,13 @@ def markdown(report: Report, limit: int = LIMIT) -> str:
     return _fitted(blocks, cells, limit)
 
 
-def annotations(report: Report) -> list[str]:
+def annotations(report: Report, *, strict: bool = False) -> list[str]:
     """GitHub workflow commands, the gravest first; at most ten, the last saying how many there would be."""
     lines = [_command("error", f"gate: {p.kind}", p.message) for p in report.problems]
-    kinds = {REGRESSED: "error", INCONCLUSIVE: "warning", QUARANTINED: "notice"}
+    kinds = {REGRESSED: "error", INCONCLUSIVE: "warning", QUARANTINED: "notice"}  # of what gates
     lines += (
         _command(
-            kinds[case.verdict] if case.gates else "notice",
+            "error" if report.fails(case, strict=strict) else kinds[case.verdict] if case.gates else "notice",
             f"gate: {case.kind} {case.name} {case.verdict}",
             case.reason,
         )

@@ -23,9 +23,9 @@ RULES = POLICY + '[[metric]]\nname = "kv"\nratio = 1.0\n[[quarantine]]\ntask = "
 RULES += "until = 2999-01-01\n"
 
 
-def valid(report: Report) -> etree._Element:
+def valid(report: Report, *, strict: bool = False) -> etree._Element:
     """The JUnit document, held against the schema."""
-    root = etree.fromstring(junit.render(report).encode())
+    root = etree.fromstring(junit.render(report, strict=strict).encode())
     assert SCHEMA.validate(root), SCHEMA.error_log
     return root
 
@@ -54,10 +54,24 @@ def test_junit(tmp_path: Path) -> None:
     assert float(found["difference"] or 0) == pytest.approx(-0.08)
     assert float(found["p"] or 0) == pytest.approx(0.5**12)
     assert suite.find("testcase/failure").get("message").startswith("difference -8.00 points")
-    assert of(root, "quarantine toy.b").find("testcase/skipped").get("message").startswith("r (#1)")
+    assert of(root, "quarantine toy.b").find("testcase/skipped").get("message").startswith("QUARANTINED: r (#1)")
     cell = of(root, "cell toy.a (length=256)").find("testcase/skipped")
     assert cell.get("message").startswith("advice: REGRESSED")
     assert of(root, "metric kv").find("testcase/system-out") is not None
+
+
+def test_what_fails_the_gate_fails_in_junit(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    two.new = flip(two.old, lost=8, won=6)
+    report = two.judge()
+    assert of(valid(report), "family toy").find("testcase/skipped").get("message").startswith("INCONCLUSIVE: ")
+    root = valid(report, strict=True)
+    assert of(root, "family toy").find("testcase/failure").get("type") == "INCONCLUSIVE"
+    assert root.get("failures") == "1"
+    assert summary.annotations(report)[0].startswith("::warning ")
+    assert summary.annotations(report, strict=True)[0].startswith("::error ")
+    two.policy = 'mode = "release"' + POLICY
+    assert of(valid(two.judge()), "family toy").find("testcase/failure") is not None
 
 
 def test_an_invalid_comparison_is_an_error_in_junit(tmp_path: Path) -> None:

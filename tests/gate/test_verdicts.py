@@ -195,9 +195,13 @@ def test_speed_measured_otherwise_is_no_proof(tmp_path: Path) -> None:
     report = judge(new, old, policies.load(tmp_path / "gate.toml"))
     assert case(report, "decode", "metric").verdict == "INCONCLUSIVE"
     log.write_text("")
-    report = judge(sides.read(two.run, "run"), old, policies.load(tmp_path / "gate.toml"))
+    new = sides.read(two.run, "run")
+    report = judge(new, old, policies.load(tmp_path / "gate.toml"))
     assert report.verdict == "INVALID"
     assert "no speed was measured in one of the runs" in report.reason
+    report = judge(new, old, policies.parse(POLICY + METRICS + 'tier = "advisory"\n'))
+    assert report.verdict == "PASS", "advice that cannot be given stops nothing"
+    assert case(report, "decode", "metric").verdict == "INCONCLUSIVE"
 
 
 def test_a_noisy_speed_is_inconclusive(tmp_path: Path) -> None:
