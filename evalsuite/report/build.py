@@ -64,6 +64,7 @@ def page(runs: Sequence[Run], result: Comparison, made: Sequence[Figure], *, liv
         warnings=[_warning(line) for line in _warnings(runs, result)],
         notes=[words.visible(line) for block in notes.footnotes(result) for line in block.splitlines()],
         headline=_visible(headline(result)),
+        summaries=[_visible(section) for section in summaries(result)],
         figures=[{"figure": each, "panels": panels, "table": _visible(each.table)} for each, panels in shown],
         sections=[_visible(section) for section in table.sections(result)],
         packed=packed,
@@ -108,7 +109,7 @@ def headline(result: Comparison) -> Section:
     first, *others = (c.name for c in result.columns)
     header = ["task", "n", "chance", first]
     for name in others:
-        header += [name, f"less {first}"]
+        header += [name, f"minus {first}"]
     rows = []
     for mean in result.families:
         members = [line for line in result.scores if words.task(line).partition(".")[0] == mean.get("family")]
@@ -121,6 +122,27 @@ def headline(result: Comparison) -> Section:
     note = "Mean [95 % interval] over n questions. Differences are paired over questions asked in the same words; "
     note += "* their interval excludes 0, not corrected for looking at many tasks."
     return Section("Scores", tuple(header), tuple(rows), note=note)
+
+
+def summaries(result: Comparison) -> Iterator[Section]:
+    """For each family that its authors sum up, as RULER's by an effective length: the mean at each length, and that."""
+    names = [c.name for c in result.columns]
+    for family in dict.fromkeys(family for c in result.columns for family in c.summaries):
+        means = [line for line in result.lengths if line.get("family") == family]
+        rows = [
+            (
+                f"{line.get('length'):,} tokens, {words.mean_of(str(line.get('tasks')))}",
+                *map(words.estimate, line.estimates),
+            )
+            for line in means
+        ]
+        figures_of = [c.summaries.get(family, {}) for c in result.columns]
+        every = dict.fromkeys(name for each in figures_of for name in each)
+        rows += [(name, *(each.get(name, "-") for each in figures_of)) for name in every]
+        note = (
+            "As the family's authors sum it up. A figure that needs tasks or settings which were not asked is not here."
+        )
+        yield Section(f"{family}: by length and in sum", ("", *names), tuple(rows), note)
 
 
 def _row(line: Line) -> Iterator[str]:

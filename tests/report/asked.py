@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evalsuite import compare, store
+from evalsuite import store
 from evalsuite.records import Completion, Sample, Score
 from evalsuite.store import Row, Store
 
@@ -50,11 +50,11 @@ def keep(place: Path, model: str, rows: list[Row], *, finished: bool = True, **m
     """A run's folder as the runner leaves it, or with `finished=False` as it stands while one goes on."""
     folder = place / store.folder_name(model)
     with Store.open(folder, meta(model, rows, **more)) as writer:
-        for each in rows:
-            writer.append(each)
         if finished:
-            found = store.read(folder)
-            writer.finish(found.rows, compare.summary(found))
+            writer.finish(rows, {})
+        else:
+            for each in rows:
+                writer.append(each)
     return folder
 
 

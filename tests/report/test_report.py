@@ -75,11 +75,29 @@ def test_every_part_is_there_with_its_numbers(tmp_path: Path) -> None:
     assert html.count("<svg ") == 1 + 2 + 2 + 1 + 1
     assert html.count('role="img" aria-label="') == html.count("<svg ")
     flat = re.sub(r"<[^>]+>", " ", html)
-    assert "less full" in flat
+    assert "minus full" in flat
     assert re.search(r"multihop\.graph\s+120\s+0\.03\s+0\.90 \[0\.\d\d, 0\.\d\d\]\s+0\.53 \[", flat)
     assert re.search(r"-0\.37 \[-0\.\d\d, -0\.\d\d\]\*", flat)
     for cell in ("1.0 MiB", "2.2 MiB", "w-full", "w-kda", "≠ identity.weights", "evalsuite run -m full", "40 to 60 %"):
         assert cell in flat
+
+
+def test_a_family_that_its_authors_sum_up(tmp_path: Path) -> None:
+    tasks = "niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 niah_multikey_3 niah_multivalue"
+    tasks += " niah_multiquery vt cwe fwe qa_1 qa_2"
+    rows = [
+        row(f"ruler.{name}", i, float(length == 4096 or i % 2), length=length)
+        for name in tasks.split()
+        for length in (4096, 8192)
+        for i in range(10)
+    ]
+    few = [each for each in rows if "qa" not in each["task"]]
+    whole, part = made(tmp_path, keep(tmp_path, "a", rows)), made(tmp_path, keep(tmp_path / "b", "a", few))
+    for html, tasks_of, effective in ((whole, "mean of 13 tasks", True), (part, "mean of 11 tasks", False)):
+        flat = re.sub(r"<[^>]+>", " ", html.partition("ruler: by length and in sum")[2].partition("</section>")[0])
+        assert re.search(rf"4,096 tokens, {tasks_of}\s+1.00 \[", flat)
+        assert bool(re.search(r"effective length \(over 85.6\)\s+4,096", flat)) == effective
+        assert re.search(r"average\s+75.0", flat)
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
