@@ -26,6 +26,7 @@ FIXED: tuple[tuple[str, pa.DataType], ...] = (
     ("answer_prefix", pa.string()),
     ("choices", STRINGS),
     ("target", STRINGS),
+    ("walk", STRINGS),
     ("text", pa.string()),
     ("answer", pa.string()),
     ("score", pa.float64()),

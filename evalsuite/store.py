@@ -53,6 +53,7 @@ def make_row(sample: Sample, completion: Completion, score: Score, *, cell: Mapp
         "answer_prefix": sample.answer_prefix,
         "choices": list(sample.choices),
         "target": list(sample.target),
+        "walk": [str(name) for name in sample.meta.get("walk", ())],
         "text": completion.text,
         "answer": score.answer,
         "score": float(score.value),
