@@ -4,13 +4,13 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from evalsuite import compare as comparing
-from evalsuite import notes, store, table
+from evalsuite import notes, table
 from evalsuite.compare import Comparison
 from evalsuite.errors import UserError
 from evalsuite.groups import Line, family_of
@@ -22,11 +22,6 @@ from evalsuite.table import Section
 Cell = tuple[str, str]  # what is said, and in small letters below it
 
 
-def load(paths: Iterable[str | Path]) -> list[Run]:
-    """Runs with their prompts, as `compare` finds them."""
-    return [store.read(run.folder) for run in comparing.load(paths)]
-
-
 def write(paths: Sequence[str], out: Path, folder: Path | None = None) -> Iterator[str]:
     """Write the report of runs to `out`, and its figures as PNG and SVG to `folder`; say each file that is written.
 
@@ -34,7 +29,7 @@ def write(paths: Sequence[str], out: Path, folder: Path | None = None) -> Iterat
     written.
     """
     charts.check()
-    runs = load(paths)
+    runs = comparing.load(paths, prompts=True)
     result = comparing.compare(runs)
     made = figures.figures(result, runs)
     try:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from evalsuite.store import Row
+
 ANSWER, STEP = 0, 1
 Span = tuple[int, int, int]  # begin, end, kind
 MOST = 100  # spans of one prompt
@@ -20,10 +22,11 @@ NOTE = (
 )
 
 
-def spans(prompt: str, targets: Iterable[str], walk: Sequence[str] = ()) -> list[Span]:
-    """The places to highlight, in order and never overlapping; a statement of the walk wins over an answer in it."""
+def spans(prompt: str, targets: Iterable[str], names: Sequence[str] = ()) -> list[Span]:
+    """The places to highlight, in order, never overlapping; a statement that joins two `names` of the walk wins over an
+    answer in it."""
     found: list[Span] = []
-    for one, two in pairwise(walk):
+    for one, two in pairwise(names):
         first, gap = _word(one), r"[^\w\n.]+"  # within one sentence, from the nearest name on
         pattern = rf"{first}(?:{gap}(?!{first})\w+){{0,{BETWEEN}}}?{gap}{_word(two)}"
         found += [(*hit.span(), STEP) for hit in re.finditer(pattern, prompt)][:MOST]
@@ -32,6 +35,15 @@ def spans(prompt: str, targets: Iterable[str], walk: Sequence[str] = ()) -> list
         anywhere = re.compile("|".join(map(_word, words)))
         found += [(*hit.span(), ANSWER) for hit, _ in zip(anywhere.finditer(prompt), range(MOST), strict=False)]
     return _apart(found)
+
+
+def walk(row: Row) -> Sequence[str]:
+    """The names on the way to a row's answer; rows keep the walk further, to tell where a wrong answer lies."""
+    names, targets, hops = row.get("walk") or (), row["target"], row["facets"].get("hops")
+    if isinstance(hops, int) and 0 < hops < len(names) and names[hops] in targets:
+        return names[: hops + 1]
+    ends = [names.index(target) for target in targets if target in names]
+    return names[: max(ends) + 1] if ends else ()
 
 
 def _parts(target: str) -> list[str]:

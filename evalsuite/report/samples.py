@@ -20,7 +20,24 @@ from evalsuite.report.words import clean, visible
 from evalsuite.store import Row, Run
 
 BUDGET = 3_900_000  # characters of all blocks
-LIMITS = (1 << 20, 1 << 16, 1 << 14, 8000, 4000, 2500, 1600, 1000, 700, 500, 350, 250, 160, 80)  # of a prompt
+LIMITS = (
+    1 << 20,
+    1 << 16,
+    1 << 14,
+    8000,
+    4000,
+    2500,
+    2000,
+    1600,
+    1300,
+    1000,
+    700,
+    500,
+    350,
+    250,
+    160,
+    80,
+)  # of a prompt
 ANSWERS = 4000  # characters of a completion, at most
 LEAST = 300  # and where prompts are cut to fewer
 RAW = 96 << 20  # characters of texts before they are packed: what a browser holds with ease
@@ -213,7 +230,7 @@ def _record(entry: Entry, runs: int, limits: tuple[int, int]) -> Iterator[Any]:
     choices = list(row.get("choices") or ())
     targets = list(row.get("target") or ())
     marked = () if choices and all(len(choice.strip()) == 1 for choice in choices) else targets
-    yield pieces(prompt, gold.spans(prompt, marked, row.get("walk") or ()), max(limit, 1))
+    yield pieces(prompt, gold.spans(prompt, marked, gold.walk(row)), max(limit, 1))
     yield _short(str(row.get("answer_prefix") or ""), most)
     yield [_short(target, most) for target in targets]
     yield [_short(choice, most) for choice in choices]

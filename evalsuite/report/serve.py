@@ -48,7 +48,7 @@ class Live:
 
 def _page(folder: Path) -> str:
     try:
-        runs = build.load([folder])
+        runs = comparing.load([folder], prompts=True)
         asked = [run for run in runs if run.rows]
         if not asked:
             raise UserError(f"no sample is stored in {folder} yet")

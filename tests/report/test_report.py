@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from asked import EVIL, hops, index_of, keep, row, unpack
-from evalsuite import report, store
+from evalsuite import compare, report, store, task
 from evalsuite.errors import UserError
-from evalsuite.report import build, charts, gold, samples, words
+from evalsuite.records import Completion, Score
+from evalsuite.report import charts, gold, samples, words
 
 ALL = {1: 1.0, 2: 0.9, 4: 0.8}
 LESS = {1: 1.0, 2: 0.5, 4: 0.1}
@@ -228,8 +229,7 @@ def test_the_file_stays_small_and_says_what_it_left_out(tmp_path: Path, monkeypa
     rows = [
         row("knowledge", i, 1.0, prompt=" ".join(f"{rng.getrandbits(32):08x}" for _ in range(300))) for i in range(300)
     ]
-    runs = build.load([keep(tmp_path, "m", rows)])
-    from evalsuite import compare
+    runs = compare.load([keep(tmp_path, "m", rows)], prompts=True)
 
     packed = samples.pack(runs, compare.compare(runs), budget=150_000)
     assert len(packed.index) + sum(map(len, packed.texts)) <= 150_000
@@ -244,10 +244,28 @@ def test_highlighted_is_what_is_said_and_nothing_else() -> None:
     assert [text[a:b] for a, b, _ in gold.spans(text, ["gold"])] == ["gold", "gold"]
     walked = gold.spans(text, ["gold"], ["aa", "bb", "gold"])
     assert [(text[a:b], kind) for a, b, kind in walked] == [("aa bb", 1), ("bb gold", 1), ("gold", 0)]
+    kept = {"walk": ["aa", "bb", "aa", "cc"], "target": ["aa"], "facets": {"hops": 2}}
+    assert gold.walk(kept) == ["aa", "bb", "aa"]
+    assert gold.walk({**kept, "facets": {}}) == ["aa"]
+    assert gold.walk({**kept, "target": ["other"]}) == gold.walk({"target": [], "facets": {}}) == ()
     assert gold.spans("A or B", ["A"]) == []
     assert gold.spans("7 of 17", ["7"]) == [(0, 1, 0)]
     assert gold.spans("a.*b and a.*b", ["a.*b"]) == [(0, 4, 0), (9, 13, 0)]
     assert gold.spans("x", [""]) == []
+
+
+@pytest.mark.parametrize("wording", ["terse", "natural"])
+def test_every_hop_of_a_walk_is_highlighted(wording: str) -> None:
+    """On questions as they are asked: each of the facts on the way, and nothing beyond the answer."""
+    family = task.load("multihop")
+    request = task.Request(subtasks=("graph", "path"), lengths=(512 if wording == "terse" else 2048,), wording=wording)
+    for cell in family.cells(request):
+        sample = family.sample(cell, 0, request, lambda text: len(text.split()))
+        made = store.make_row(sample, Completion(sample.id, "", 1), Score(sample.id, 0.0), cell=cell.facets, chance=0.1)
+        places = gold.spans(sample.prompt, sample.target, gold.walk(made))
+        facts = [sample.prompt[a:b].split() for a, b, kind in places if kind == gold.STEP]
+        walk = made["walk"][: int(cell.facets["hops"]) + 1]
+        assert {(fact[0], fact[-1]) for fact in facts} == {*itertools.pairwise(walk)}, sample.id
 
 
 def test_places_are_moved_where_characters_are_written_as_numbers() -> None:

@@ -190,7 +190,9 @@
   get("next").addEventListener("click", () => show(shown + 1));
   get("close").addEventListener("click", () => get("sample").close());
   get("filters").addEventListener("submit", (event) => event.preventDefault());
-  get("filters").addEventListener("change", filter);
+  get("filters").addEventListener("change", (event) => {
+    if (event.target.id !== "by-text") filter(); // leaving the text field must not make the list anew under a click
+  });
   let waiting = 0;
   get("by-text").addEventListener("input", () => {
     clearTimeout(waiting);
