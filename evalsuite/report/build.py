@@ -46,27 +46,26 @@ def write(paths: Sequence[str], out: Path, folder: Path | None = None) -> Iterat
 
 def page(runs: Sequence[Run], result: Comparison, made: Sequence[Figure], *, live: bool = False) -> str:
     """The report as HTML; `live` adds a script that asks the same server whether there is more."""
-    packed = samples.pack(runs, result)
     names = [words.visible(column.name) for column in result.columns]
     shown = [(each, [(title, charts.svg(chart)) for title, chart in each.panels]) for each in made]
-    return render(
-        "report.html",
-        live=live,
-        heading=words.visible(notes.heading(result)),
-        names=names,
-        closing=[words.visible(name + said) for name, said in notes.closing(result)],
-        margin=notes.margin(result),
-        warnings=[_warning(line) for line in _warnings(runs, result)],
-        notes=[words.visible(line) for block in notes.footnotes(result) for line in block.splitlines()],
-        headline=_visible(headline(result)),
-        summaries=[_visible(section) for section in summaries(result)],
-        figures=[{"figure": each, "panels": panels, "table": _visible(each.table)} for each, panels in shown],
-        sections=[_visible(section) for section in table.sections(result)],
-        packed=packed,
-        gold=gold.NOTE,
-        provenance=provenance(runs, names),
-        files=[words.visible(json.dumps(run.meta, indent=1, ensure_ascii=False)) for run in runs],
-    )
+    said = {
+        "heading": words.visible(notes.heading(result)),
+        "names": names,
+        "closing": [words.visible(name + line) for name, line in notes.closing(result)],
+        "margin": notes.margin(result),
+        "warnings": [_warning(line) for line in _warnings(runs, result)],
+        "notes": [words.visible(line) for block in notes.footnotes(result) for line in block.splitlines()],
+        "headline": _visible(headline(result)),
+        "summaries": [_visible(section) for section in summaries(result)],
+        "figures": [{"figure": each, "panels": panels, "table": _visible(each.table)} for each, panels in shown],
+        "sections": [_visible(section) for section in table.sections(result)],
+        "gold": gold.NOTE,
+        "provenance": provenance(runs, names),
+        "files": [words.visible(json.dumps(run.meta, indent=1, ensure_ascii=False)) for run in runs],
+    }
+    bare = len(render("report.html", live=live, packed=samples.NONE, **said).encode())
+    packed = samples.pack(runs, result, samples.SIZE - bare)
+    return render("report.html", live=live, packed=packed, **said)
 
 
 def render(name: str, *, live: bool, **values: Any) -> str:
@@ -203,10 +202,11 @@ def _warnings(runs: Sequence[Run], result: Comparison) -> Iterator[str]:
 
 
 def _warning(line: str) -> Cell:
-    """`ERRORS full: ...` -> its kind and the rest; the kind may have two words."""
-    parts = line.split(" ")
-    kind = [word for i, word in enumerate(parts) if all(w.isupper() for w in parts[: i + 1])]
-    return words.visible(" ".join(kind)), words.visible(" ".join(parts[len(kind) :]))
+    """`ERRORS full: ...` -> its kind and the rest."""
+    kind, _, rest = line.partition(" ")
+    if line.startswith("LEFT OUT "):
+        kind, rest = "LEFT OUT", line.removeprefix("LEFT OUT ")
+    return words.visible(kind), words.visible(rest)
 
 
 def _visible(section: Section) -> Section:

@@ -11,7 +11,7 @@ from evalsuite.groups import Line, family_of, lines
 from evalsuite.report import charts, words
 from evalsuite.report.charts import Points
 from evalsuite.stats import Estimate
-from evalsuite.store import Key, Row, Run
+from evalsuite.store import Key, Row, Run, folder_name
 from evalsuite.table import Section
 
 DEPTHS = 5  # shares of the text
@@ -39,7 +39,7 @@ def save(made: Sequence[Figure], folder: Path) -> Iterator[str]:
     """Write each figure to `folder` as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     for figure in made:
-        yield from charts.save(figure.panels, str(folder / figure.name))
+        yield from charts.save(figure.panels, str(folder / folder_name(figure.name)))
 
 
 def hops(result: Comparison) -> Figure | None:

@@ -19,7 +19,7 @@ from evalsuite.report.gold import Span
 from evalsuite.report.words import clean, visible
 from evalsuite.store import Row, Run
 
-BUDGET = 3_900_000  # characters of all blocks
+SIZE = 4_900_000  # bytes of the page
 LIMITS = (
     1 << 20,
     1 << 16,
@@ -58,7 +58,10 @@ class Packed:
     answers: int
 
 
-def pack(runs: Sequence[Run], result: Comparison, budget: int = BUDGET) -> Packed:
+NONE = Packed("", (), 0, 0, 0, 0)
+
+
+def pack(runs: Sequence[Run], result: Comparison, budget: int = SIZE) -> Packed:
     """All samples of the runs, as much of their texts as `budget` characters of blocks hold."""
     entries = _merged(runs)
     longest = max((len(_prompt(entry)) for entry in entries), default=0)

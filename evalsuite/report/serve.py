@@ -54,7 +54,7 @@ def _page(folder: Path) -> str:
             raise UserError(f"no sample is stored in {folder} yet")
         result = comparing.compare(asked)
         return build.page(asked, result, figures.figures(result, asked), live=True)
-    except UserError as error:
+    except (UserError, OSError) as error:  # a file may go while it is read: a run that ends replaces its log
         return build.render("waiting.html", live=True, reason=words.visible(str(error)))
 
 

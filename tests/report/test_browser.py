@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from asked import EVIL, keep, row
+from asked import EVIL, keep, meta, row
 from evalsuite import report
-from evalsuite.store import Row
+from evalsuite.report import serve
+from evalsuite.store import Row, Store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (extra dev)")
@@ -168,6 +170,25 @@ def test_everybody_can_read_it(large: Path, chromium: Any, scheme: str, width: i
         opened.page.locator("dialog[open] pre").first.wait_for()
         assert faults + serious(opened) == []
         assert opened.complaints == []
+
+
+def test_the_live_page_follows_a_run(tmp_path: Path, chromium: Any) -> None:
+    rows = [row("knowledge", i, 1.0) for i in range(2)]
+    server = serve.server(tmp_path, 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    page, complaints = chromium.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    with Store.open(tmp_path / "m", meta("m", rows)) as writer:
+        page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+        assert "no sample is stored" in page.locator("main").inner_text()
+        for count, each in enumerate(rows, 1):
+            writer.append(each)
+            sync_api.expect(page.locator(".warnings")).to_contain_text(f"{count} samples so far", timeout=30_000)
+    page.close()
+    server.shutdown()
+    server.server_close()
+    assert complaints == []
 
 
 def serious(opened: Opened) -> list[tuple[str, str]]:

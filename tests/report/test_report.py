@@ -153,6 +153,7 @@ def test_scores_that_are_no_numbers_are_said(tmp_path: Path) -> None:
     assert "<strong>INVALID</strong> full: 1 scores are no number" in html
     index = index_of(html)
     assert index["score"][0].count(-1) == 1
+    assert "<strong>UNFINISHED</strong> full: " in html
     assert "NaN" not in "".join(re.findall("<svg .*?</svg>", html, re.S))
 
 
@@ -296,6 +297,15 @@ def test_figures_as_files(tmp_path: Path) -> None:
             assert file.read_bytes().startswith(b"\x89PNG")
         if file.suffix == ".svg":
             assert ElementTree.fromstring(file.read_text()).tag.endswith("svg")
+
+
+def test_no_name_leads_out_of_the_figures_folder(tmp_path: Path) -> None:
+    rows = [row("../../evil/x.y", i, 1.0, length=length, depth=0.5) for length in (256, 512) for i in range(4)]
+    files = list(
+        report.write([str(keep(tmp_path / "a" / "b", "m", rows))], tmp_path / "r.html", tmp_path / "a" / "figs")
+    )
+    assert len(files) == 5
+    assert {Path(file).resolve().parent for file in files[:-1]} == {tmp_path / "a" / "figs"}
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
