@@ -157,6 +157,32 @@ def view(
 
 
 @app.command()
+def kernels(  # noqa: PLR0913 - as above
+    *,
+    model: Annotated[list[str], typer.Option("--model", "-m", help="One of this package's own models.")],
+    tasks: Annotated[list[str], typer.Option("--tasks", "-t", help="multihop,ruler or multihop.graph; a,b,c.")],
+    kernels: Annotated[str, typer.Option(help="What is looked at: reference, chunked, triton, recurrent or auto.")],
+    against: Annotated[str, typer.Option(help="What it is compared with, the same words.")] = "chunked",
+    lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer: 1k,2k,4k. Default: each task's.")] = "",
+    limit: Annotated[int, typer.Option(help="Samples in each cell.")] = 20,
+    seed: Annotated[int, typer.Option(help="Other questions of the same kind.")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A knob: multihop.hops=1,2,4.")] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of each length whose hidden states are compared.")] = 4,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Relative error of a layer that is none. Default: by the weights' dtype.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    form: Annotated[str, typer.Option("--format", help="rich, md or json. Default: rich at a terminal, else md.")] = "",
+    json: Json = False,
+) -> None:
+    """Compare two kernels of one model: hidden states, gold answers, greedy tokens, scores, and where they part."""
+    from evalsuite import verbs
+
+    asked = verbs.Asked(model, tasks, lengths, limit, seed, set_ or [], device=device, kernels=kernels)
+    verbs.kernels(asked, against, "json" if json else form, prompts=prompts, tolerance=tolerance)
+
+
+@app.command()
 def train(  # noqa: PLR0913 - each option is one parameter of a verb
     *,
     model: Annotated[

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from evalsuite import plan, table
+from evalsuite import markdown, plan, table
 from evalsuite import task as tasks
 from evalsuite.compare import Comparison
 from evalsuite.errors import UserError, unknown
@@ -19,6 +19,7 @@ from evalsuite.task import Executing, Request
 
 EMPTY: tuple[object, ...] = ("", [], {})
 WORDINGS = ("natural", "terse")
+KERNEL_FORMATS = ("rich", "md", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,7 @@ def run(asked: Asked) -> None:
     from evalsuite import models, progress, runner, sandbox
     from evalsuite.store import Run
 
-    selection = plan.select(
-        [name for names in asked.tasks for name in names.split(",")],
-        lengths=plan.parse_lengths(asked.lengths),
-        limit=asked.limit,
-        seed=asked.seed,
-        settings=asked.settings,
-        data=asked.data,
-    )
-    if asked.wording and asked.wording not in WORDINGS:
-        raise unknown("wording", asked.wording, WORDINGS)
+    selection = _select(asked)
     sandbox.allow_unsandboxed(asked.unsandboxed)
     for task in selection.tasks.values():  # no sandbox is said before a model is loaded
         if isinstance(task, Executing):
@@ -84,6 +76,51 @@ def run(asked: Asked) -> None:
     show(comparing.compare(list(done.values())), "json" if asked.as_json else "")
     if over:
         raise UserError("; ".join(map(str, over)))
+
+
+def _select(asked: Asked) -> plan.Selection:
+    if asked.wording and asked.wording not in WORDINGS:
+        raise unknown("wording", asked.wording, WORDINGS)
+    return plan.select(
+        [name for names in asked.tasks for name in names.split(",")],
+        lengths=plan.parse_lengths(asked.lengths),
+        limit=asked.limit,
+        seed=asked.seed,
+        settings=asked.settings,
+        data=asked.data,
+    )
+
+
+def kernels(asked: Asked, against: str, form: str, *, prompts: int, tolerance: float | None) -> None:
+    """Compare `asked.kernels` with `against`, of the first of `asked.models`, and say where they begin to differ."""
+    from evalsuite import kernels as comparing
+    from evalsuite import models
+    from evalsuite.models.own import OwnModel
+
+    if form and form not in KERNEL_FORMATS:
+        raise unknown("format", form, KERNEL_FORMATS)
+    spec, *more = split_models(asked.models)
+    if more:
+        raise UserError(f"kernels are compared for one model; leave out {', '.join(more)}")
+    selection = _select(asked)
+    model = models.load(spec, device=asked.device, kernels=against)
+    if not isinstance(model, OwnModel):
+        raise UserError(f"--kernels is for this package's own models, and {spec!r} is a plugin")
+    made = plan.make(selection, asked.wording or model.wording)
+    found = comparing.compare(model, asked.kernels, made, prompts=prompts, within=tolerance)
+    console = Console(highlight=False)
+    form = form or ("rich" if console.is_terminal else "md")
+    if form == "json":
+        sys.stdout.write(comparing.as_json(found) + "\n")
+        return
+    tables = comparing.sections(found)
+    if form == "rich":
+        for section in tables:
+            table.print_section(section, console)
+        console.print(f"\n{comparing.says(found)}", markup=False)
+        return
+    blocks = [block for section in tables for block in table.section_markdown(section)]
+    sys.stdout.write("\n\n".join([*blocks, markdown.plain(comparing.says(found))]) + "\n")
 
 
 def train(models: Sequence[str], out: str, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,7 +52,8 @@ class OwnModel:
             exact_head=model.dtype in (torch.bfloat16, torch.float16), stepwise=kernels == "recurrent",
         )  # fmt: skip
         self.speed = self.engine.speed  # tokens that really went through the model: a shared prefix counts once
-        self._weights = weights
+        self.tokens: dict[str, list[int]] | None = None  # while somebody asks, what each sample was answered
+        self._weights, self._limits = weights, limits
         self._ran: dict[str, set[str]] = {}
 
     def identity(self) -> Mapping[str, Any]:
@@ -79,6 +81,27 @@ class OwnModel:
         """The operators are those of `kernels` meanwhile."""
         with record.meaning("auto" if self.kernels == "recurrent" else self.kernels):
             yield
+
+    def with_kernels(self, kernels: str) -> "OwnModel":
+        """The same weights, computed otherwise. Raises UserError where that cannot run."""
+        return OwnModel(
+            self.name, self.model, self.tokenizer,
+            wording=self.wording, weights=self._weights, limits=self._limits, sampling=self.sampling, kernels=kernels,
+        )  # fmt: skip
+
+    def losses(self, asked: Sequence[tuple[Sample, str]]) -> list[float]:
+        """-log p (natural) of a text as the continuation of each sample; NaN where it cannot be asked."""
+        found = [math.nan] * len(asked)
+        asks = []
+        for i, (sample, text) in enumerate(asked):
+            if text:
+                ask, error = self._ask(replace(sample, choices=(text,)), self.encode(sample.text))
+                if ask is not None and not error:
+                    asks.append((i, ask))
+        with self.computing():
+            for at, (value,) in self.engine.score([ask for _, ask in asks]):
+                found[asks[at][0]] = -value
+        return found
 
     def implementations(self) -> Mapping[str, str]:
         """Operator -> implementation that `kernels` stands for here."""
@@ -136,6 +159,8 @@ class OwnModel:
             alike = [(sample, job) for sample, job in jobs if self._sampling(sample) == sampling]
             for i, answer in self.engine.generate([job for _, job in alike], sampling):
                 sample, job = alike[i]
+                if self.tokens is not None:
+                    self.tokens[sample.id] = answer.tokens
                 yield Completion(sample.id, answer.text, len(job.prompt), len(answer.tokens), (), answer.finish)
         for i, values in self.engine.score([ask for _, ask, _ in asks]):
             sample, _, length = asks[i]
