@@ -15,8 +15,8 @@ class Sample:
 
     `prompt` is the user's turn and `answer_prefix` the beginning of the answer; a plain language model reads them
     joined. With `choices`, the answer is the choice of highest log-likelihood; without, it is generated until one of
-    `stop` or `max_new_tokens`: greedily at temperature 0, else drawn by a generator that depends on `id`. A `meta["walk"]`
-    is the names on the way to the answer, from the one that is asked about on; rows keep it, and the report shows it.
+    `stop` or `max_new_tokens`: greedily at temperature 0, else drawn by a generator that depends on `id`. In `meta`,
+    "walk" holds the names on the way to the answer, from the one asked about on: rows keep it, the report shows it.
     """
 
     id: str  # "multihop/graph/2048/facts=32,hops=4/17": stable for ever, whatever --limit or task order
