@@ -5,8 +5,8 @@ walk to the answer, the statements that join one name of it to the next.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 
 from evalsuite.store import Row
 
@@ -30,10 +30,8 @@ def spans(prompt: str, targets: Iterable[str], names: Sequence[str] = ()) -> lis
         first, gap = _word(one), r"[^\w\n.]+"  # within one sentence, from the nearest name on
         pattern = rf"{first}(?:{gap}(?!{first})\w+){{0,{BETWEEN}}}?{gap}{_word(two)}"
         found += [(*hit.span(), STEP) for hit in re.finditer(pattern, prompt)][:MOST]
-    words = sorted({word for target in targets for word in _parts(target)}, key=len, reverse=True)
-    if words:
-        anywhere = re.compile("|".join(map(_word, words)))
-        found += [(*hit.span(), ANSWER) for hit, _ in zip(anywhere.finditer(prompt), range(MOST), strict=False)]
+    for word in {part for target in targets for part in _parts(target)}:
+        found += [(at, at + len(word), ANSWER) for at in islice(_whole(prompt, word), MOST)]
     return _apart(found)
 
 
@@ -49,6 +47,16 @@ def walk(row: Row) -> Sequence[str]:
 def _parts(target: str) -> list[str]:
     whole = target.strip()
     return [whole] if len(whole) > 1 or whole.isdigit() else []
+
+
+def _whole(prompt: str, word: str) -> Iterator[int]:
+    """Where a word stands and no letter, digit or underscore before or after continues it."""
+    at = prompt.find(word)
+    while at >= 0:
+        before, after = prompt[at - 1 : at] + word[0], word[-1] + prompt[at + len(word) : at + len(word) + 1]
+        if not (re.fullmatch(r"\w\w", before) or re.fullmatch(r"\w\w", after)):
+            yield at
+        at = prompt.find(word, at + 1)
 
 
 def _word(text: str) -> str:
