@@ -96,6 +96,7 @@ class Policy:
     seed: int = 0  # of the permutations
     max_errors: float = 0.0  # share of a task's samples
     max_truncated: float = 0.0  # share of a task's answers that ended at max_new_tokens; terse answers always do
+    gaps: tuple[str, ...] = ()  # tasks whose ids end in numbers that do not count on from 0
     identity: Identity = Identity()
     metrics: tuple[Metric, ...] = ()
     escalation: Escalation | None = None
@@ -131,6 +132,7 @@ def parse(text: str, where: str = "policy", today: datetime.date | None = None) 
         seed=top.whole("seed", 0),
         max_errors=top.share("max_errors"),
         max_truncated=top.share("max_truncated"),
+        gaps=top.texts("gaps", ()),
         identity=_identity(top.table("identity")),
         families=tuple(_family(each, margin) for each in top.tables("family")),
         metrics=tuple(_metric(each) for each in top.tables("metric")),

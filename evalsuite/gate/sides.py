@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def problems(side: Side, policy: Policy) -> Iterator[Problem]:
         yield Problem("unfinished", f"{side.called} is not finished: {len(run.rows)} samples so far; run it to its end")
     if run.unreadable:
         yield Problem("unreadable", f"{side.called} has {run.unreadable} damaged lines in its log; run it again")
-    for check in (_scores, _prompts, _unknown, _unsandboxed, _gaps, _summary):
+    for check in (_scores, _prompts, _unknown, _unsandboxed, _summary):
         yield from check(side)
+    yield from _gaps(side, policy)
     yield from _rates(side, policy)
 
 
@@ -166,12 +168,12 @@ def _unsandboxed(side: Side) -> Iterator[Problem]:
         yield Problem("unsandboxed", f"{side.called} ran answers of {names} without a sandbox: they could forge scores")
 
 
-def _gaps(side: Side) -> Iterator[Problem]:
+def _gaps(side: Side, policy: Policy) -> Iterator[Problem]:
     """Numbers of a cell's questions that are left out, where run.json does not say why: dropped samples."""
     cells: dict[tuple[str, str], set[int]] = {}
     for row in side.run.rows:
         match = re.fullmatch(r"(.*/)(\d+)", row["id"])
-        if match:
+        if match and not any(fnmatchcase(row["task"], each) for each in policy.gaps):
             cells.setdefault((row["task"], match[1]), set()).add(int(match[2]))
     told = side.run.meta["missing"].keys()
     gone = [
@@ -181,7 +183,7 @@ def _gaps(side: Side) -> Iterator[Problem]:
         for index in sorted(set(range(max(found))) - found)
     ]
     if gone:
-        yield Problem("dropped", f"{side.called} lacks samples in the middle of its cells, {some(gone)}")
+        yield Problem("dropped", f"{side.called} lacks samples in the middle of its cells (policy: gaps), {some(gone)}")
 
 
 def _summary(side: Side) -> Iterator[Problem]:

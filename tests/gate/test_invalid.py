@@ -140,7 +140,7 @@ def an_error_scored_right(two: Two) -> None:
     two.new[290] |= {"error": "out of memory", "finish": "error"}
 
 
-@case("dropped", "lacks samples in the middle of its cells, 1: toy/a/length=256/7")
+@case("dropped", "lacks samples in the middle of its cells (policy: gaps), 1: toy/a/length=256/7")
 def errors_dropped_from_both(two: Two) -> None:
     """Dropped in the same place in both runs, the pairs look complete."""
     del two.new[7], two.old[7]
@@ -399,6 +399,14 @@ def test_a_second_batch_that_is_a_retry(
         str(gate_runs.write(tmp_path / f"again{i}", gate_runs.rows(seed=seed), f"{3 + i}", meta)) for i in range(2)
     ]
     refused(*told(two, capsys, escalate=",".join(again)), kind, words)
+
+
+def test_ids_that_do_not_count_on_are_named_in_the_policy(tmp_path: Path) -> None:
+    two = Two(tmp_path, policy='gaps = ["toy.a"]' + gate_runs.POLICY)
+    del two.new[7], two.old[7]
+    assert two.judge().verdict == "PASS"
+    del two.new[200], two.old[200]
+    assert two.judge().verdict == "INVALID"
 
 
 def test_a_lone_surrogate_in_an_answer_is_no_edit(tmp_path: Path) -> None:
