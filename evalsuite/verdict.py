@@ -15,7 +15,8 @@ UNITS = {"hops": ("hop", "hops"), "length": ("token", "tokens"), "facts": ("fact
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one paired difference says: "equal", "not told apart", "loses", "gains", or "not the same prompts"."""
+    """What one paired difference says: "equal", "not told apart", "both at chance", "loses", "gains", or "not the same
+    prompts"."""
 
     verdict: str
     family: str
@@ -49,15 +50,20 @@ def verdicts(
     """For every model after the first: `means` are the families' lines, `spots` those of `facets`."""
     made = []
     for i, name in enumerate(names[1:], 1):
-        found = [
-            Finding(judge(line.differences[i], margin), family, f"on {family}", line.differences[i])
-            for line in means
-            if line.estimates[i] is not None and line.estimates[0] is not None
-            for family in [str(line.get("family"))]
-        ]
+        found = [_finding(line, i, margin) for line in means if line.estimates[i] and line.estimates[0]]
         worst = _worst(spots, i, margin)
         made.append(Verdict(tuple(found), worst, f"{name}: {_line(found, worst, names[0])}"))
     return tuple(made)
+
+
+def _finding(line: Line, i: int, margin: float) -> Finding:
+    """What a family's line says of model i; two that only guess, or answer nothing, are not called equal."""
+    family, d = str(line.get("family")), line.differences[i]
+    verdict = judge(d, margin)
+    guessing = all(e is not None and e.low <= line.chance for e in (line.estimates[0], line.estimates[i]))
+    if verdict in ("equal", "not told apart") and guessing:
+        verdict = "both at chance"
+    return Finding(verdict, family, f"on {family}", d)
 
 
 def facets(runs: Sequence[Run], index: Sequence[Mapping[Key, Row]]) -> tuple[Line, ...]:
@@ -114,14 +120,14 @@ def place(name: str, value: Facet) -> str:
 
 
 def _line(found: Sequence[Finding], worst: Finding | None, first: str) -> str:
-    order = ("equal", "not told apart", "gains", "loses", "not the same prompts")
+    order = ("equal", "not told apart", "both at chance", "gains", "loses", "not the same prompts")
     parts = []
     for finding in sorted(found, key=lambda f: order.index(f.verdict)):
         d = finding.difference
         if d is None:
             parts.append(f"not asked the same {finding.where}")
-        elif finding.verdict in ("equal", "not told apart"):
-            blind = f"; {_points([d.detectable])[0]} could be seen" if finding.verdict != "equal" else ""
+        elif finding.verdict not in ("gains", "loses"):
+            blind = f"; {_points([d.detectable])[0]} could be seen" if finding.verdict == "not told apart" else ""
             value, low, high = _points([d.value, d.low, d.high])
             parts.append(f"{finding.verdict} {finding.where} (difference {value} points [{low}, {high}]{blind})")
         else:

@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_help_names_every_verb() -> None:
     text = evalsuite("--help").stdout
-    for verb in ("run", "compare", "list", "doctor"):
+    for verb in ("run", "compare", "kernels", "list", "doctor"):
         assert verb in text
     options = evalsuite("run", "--help").stdout
     for option in ("--model", "--tasks", "--lengths", "--limit", "--seed", "--set", "--data", "--out", "--resume"):
@@ -115,6 +115,26 @@ def test_exit_codes(
         cli.main()
     assert caught.value.code == code
     assert capsys.readouterr().err == message
+
+
+def test_options_reach_their_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    for verb in ("compare", "kernels", "run"):
+        monkeypatch.setattr(verbs, verb, lambda *given, **named: seen.append((given, named)))
+    for words in (
+        "compare a b --by hops,length --margin 3 --flips --format csv",
+        "kernels -m full -t ruler --kernels triton --against reference --prompts 2 --tolerance 0.1 --json",
+        "run -m full -t ruler --kernels recurrent",
+    ):
+        monkeypatch.setattr(sys, "argv", ["evalsuite", *words.split()])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0
+    (given, named), (asked, more), (ran, _) = seen
+    assert (given, named) == ((["a", "b"], "csv"), {"flips": True, "by": "hops,length", "margin": 3.0})
+    assert (asked[0].kernels, asked[0].limit, asked[1:]) == ("triton", 20, ("reference", "json"))
+    assert more == {"prompts": 2, "tolerance": 0.1}
+    assert (ran[0].kernels, ran[0].limit, ran[0].resume) == ("recurrent", 100, False)
 
 
 def test_models_are_split_at_commas_but_not_within_a_backends_arguments() -> None:

@@ -64,6 +64,15 @@ def test_few_equal_answers_are_not_called_equal_and_say_what_they_could_have_see
     assert seen > 20
 
 
+def test_two_that_guess_or_answer_nothing_are_not_called_equal() -> None:
+    wrong = known([i % 4 == 0 for i in range(2000)])
+    assert line(wrong, wrong) == "h: both at chance on knowledge (difference 0.0 points [-0.1, 0.1])"
+    none = [{**r, "score": 0.0, "finish": "error", "error": "server said no"} for r in wrong]
+    assert line(none, none).startswith("h: both at chance on knowledge")
+    right = known([i % 4 > 0 for i in range(2000)])
+    assert line(right, right).startswith("h: equal on knowledge")
+
+
 def test_a_wider_margin_is_stated() -> None:
     rows = known([True] * 60)
     assert "not told apart" in line(rows, rows)
