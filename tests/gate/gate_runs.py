@@ -1,12 +1,15 @@
 """Small finished runs for the gate's tests, written as the runner writes them."""
 
+import json
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evalsuite import compare, store
+import pytest
+
+from evalsuite import compare, store, verbs
 from evalsuite.gate import Report, judge, sides
 from evalsuite.gate import policy as policies
 from evalsuite.records import Completion, Sample, Score
@@ -102,3 +105,19 @@ class Two:
         self.write()
         rules = policies.load(self.place / "gate.toml")
         return judge(sides.read(self.run, "run"), sides.read(self.baseline, "baseline"), rules)
+
+
+def told(two: Two, capsys: pytest.CaptureFixture[str], **paths: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, what the terminal shows, and gate.json."""
+    given = {"run": str(two.run), "baseline": str(two.baseline), "release": "", "escalate": "", **paths}
+    code = verbs.gate(given, str(two.place / "gate.toml"), strict=False, out=str(two.place / "out"), as_json=False)
+    return code, capsys.readouterr().out, json.loads((two.place / "out" / "gate.json").read_text())
+
+
+def refused(code: int, text: str, record: dict[str, Any], kind: str, words: str) -> None:
+    """A gate's outcome is INVALID, with a line of that kind that holds the words."""
+    assert code == 3
+    assert record["verdict"] == "INVALID"
+    assert record["cases"] == [], "no figure of an invalid comparison is shown"
+    lines = [line for line in text.splitlines() if line.startswith(f"  {kind}: ")]
+    assert any(words in line for line in lines), text
