@@ -80,7 +80,7 @@ def sections(result: Comparison) -> list[Section]:
     if len(result.columns) > 1:
         several = [line for line in result.families if not str(line.get("tasks")).endswith(" of 1")]
         first = result.columns[0].name
-        made.append(_differences(result, [*several, *result.scores], f"Difference to {first}", _named))
+        made.append(_differences(result, [*several, *result.scores], f"Difference to {first}", named))
     if result.by:
         made += _broken(result)
     if result.flips is not None:
@@ -96,11 +96,11 @@ def _scores(result: Comparison) -> Section:
         members = [line for line in result.scores if str(line.get("task")).partition(".")[0] == family]
         if len(members) > 1:
             alone = mean.get("tasks") == "1 of 1"  # one task, under several settings
-            label = f"{family}: {'all settings' if alone else _mean_of(str(mean.get('tasks')))}"
-            rows.append((label, mean.n, f"{mean.chance:.2f}", *(_score(e, mean.chance) for e in mean.estimates)))
+            name = f"{family}: {'all settings' if alone else mean_of(str(mean.get('tasks')))}"
+            rows.append((name, mean.n, f"{mean.chance:.2f}", *(_score(e, mean.chance) for e in mean.estimates)))
         indent = "  " if len(members) > 1 else ""
         rows += (
-            (f"{indent}{_named(m)}", m.n, f"{m.chance:.2f}", *(_score(e, m.chance) for e in m.estimates))
+            (f"{indent}{named(m)}", m.n, f"{m.chance:.2f}", *(_score(e, m.chance) for e in m.estimates))
             for m in members
         )
     header = ("task", "n", "chance", *(c.name for c in result.columns))
@@ -115,12 +115,12 @@ def _pivot(
     compact = len(values) > WIDE
     groups: dict[str, dict[Facet, Line]] = {}
     for line in lines:
-        groups.setdefault(_label(line, column), {})[line.get(column)] = line
+        groups.setdefault(label(line, column), {})[line.get(column)] = line
     rows: list[tuple[str, ...]] = []
-    for label, members in groups.items():
+    for group, members in groups.items():
         n = _range([e.n for line in members.values() for e in line.estimates if e is not None])
         word = "" if compact else "chance "
-        rows.append((label, n, *(f"{word}{members[v].chance:.2f} " if v in members else "" for v in values)))
+        rows.append((group, n, *(f"{word}{members[v].chance:.2f} " if v in members else "" for v in values)))
         for i, c in enumerate(result.columns):
             cells = (
                 _score(members[v].estimates[i], members[v].chance, compact) if v in members else "" for v in values
@@ -130,12 +130,12 @@ def _pivot(
     return Section(title, ("", "n", *map(name, values)), tuple(rows), note=note)
 
 
-def _label(line: Line, column: str) -> str:
+def label(line: Line, column: str) -> str:
     """`graph, 32 facts, shuffled`; a family mean names how many tasks it is of."""
     parts = []
     for key, value in line.keys:
         if key == "tasks":
-            parts += [] if str(value).endswith(" of 1") else [_mean_of(str(value))]
+            parts += [] if str(value).endswith(" of 1") else [mean_of(str(value))]
         elif key == "task":
             parts.append(str(value).partition(".")[2] or str(value))
         elif key == "family":
@@ -145,10 +145,10 @@ def _label(line: Line, column: str) -> str:
     return ", ".join(parts)
 
 
-def _named(line: Line) -> str:
+def named(line: Line) -> str:
     """`knowledge.cloze, load 64`: the task, and the facets that vary within it; a family's mean says of how many."""
     if line.get("family") != "":
-        return f"{line.get('family')}: {_mean_of(str(line.get('tasks')))}"
+        return f"{line.get('family')}: {mean_of(str(line.get('tasks')))}"
     return ", ".join([str(line.get("task")), *(_facet(key, value) for key, value in line.keys[1:])])
 
 
@@ -159,7 +159,7 @@ def _facet(key: str, value: Facet) -> str:
     return value if isinstance(value, str) else f"{key} {value}"
 
 
-def _mean_of(tasks: str) -> str:
+def mean_of(tasks: str) -> str:
     """`11 of 13` -> `mean of 11 of 13 tasks`, `13 of 13` -> `mean of 13 tasks`."""
     done, _, total = tasks.partition(" of ")
     return f"mean of {done if done == total else tasks} tasks"
@@ -271,7 +271,7 @@ def _cost(result: Comparison) -> Section:
             cells = [c.cost.get(length, {}).get(kind) for c in result.columns]
             if kind == "index" and not any(cells):
                 continue
-            rows.append((f"{name}, {tokens(length)} tokens", *("-" if b is None else _bytes(b) for b in cells)))
+            rows.append((f"{name}, {tokens(length)} tokens", *("-" if b is None else size_of(b) for b in cells)))
     rows.append(("prefill", *(_rate(c.prefill_rate) for c in result.columns)))
     rows.append(("decode", *(_rate(c.decode_rate) for c in result.columns)))
     return Section("Cost of one sequence, and speed", ("", *(c.name for c in result.columns)), tuple(rows))
@@ -323,7 +323,7 @@ def print_section(section: Section, console: Console) -> None:
         console.print(escape(text), highlight=False)
 
 
-def _bytes(count: int) -> str:
+def size_of(count: int) -> str:
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":

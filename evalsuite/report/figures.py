@@ -139,7 +139,7 @@ def cost(result: Comparison) -> Figure | None:
             where = f", {words.tokens(length)} tokens" if family in at else ""
             panels.append((f"{words.visible(family)}{where}", charts.scatter(points, _names(result))))
         rows += [
-            (family, c.name, words.size(b) if b else "-", words.estimate(e))
+            (family, c.name, words.size_of(b) if b else "-", words.estimate(e))
             for c, b, e in zip(result.columns, kept, scored.estimates, strict=True)
         ]
     if not panels:

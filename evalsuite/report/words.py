@@ -7,12 +7,21 @@ from typing import Any
 from evalsuite.groups import Line
 from evalsuite.notes import tokens
 from evalsuite.stats import Difference, Estimate
-from evalsuite.table import _bytes as size
-from evalsuite.table import _label as label
-from evalsuite.table import _mean_of as mean_of
-from evalsuite.table import _named as named
+from evalsuite.table import label, mean_of, named, size_of
 
-__all__ = ["clean", "difference", "estimate", "label", "mean_of", "named", "short", "size", "task", "tokens", "visible"]
+__all__ = [
+    "clean",
+    "difference",
+    "estimate",
+    "label",
+    "mean_of",
+    "named",
+    "short",
+    "size_of",
+    "task",
+    "tokens",
+    "visible",
+]
 
 # Controls but tab and newline, what turns the direction of writing, invisible characters, and halves of pairs.
 _HIDDEN = re.compile(
