@@ -1,28 +1,18 @@
 """What the demo shows, read from the tables of a run of its own command: what knowledge hides, walks bring to light."""
 
 import json
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from demo import ROOT, command
 from evalsuite import compare
 from evalsuite.compare import Comparison
 from evalsuite.groups import Line
 from evalsuite.stats import Estimate
 
-ROOT = Path(__file__).parents[1]
 MODELS = ("full", "hybrid-kda", "hybrid-lightning")
-
-
-def command() -> list[str]:
-    """The arguments of the demo as the Makefile has them."""
-    lines = (ROOT / "Makefile").read_text().splitlines()
-    chosen = next(line.partition(":= ")[2] for line in lines if line.startswith("DEMO :="))
-    asked = next(line for line in lines if "run $(DEMO)" in line)
-    return shlex.split(asked.strip().replace("$(BIN)/evalsuite", "").replace("$(DEMO)", chosen))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import FAULTS, LETTER, plant
 
 from evalsuite import kernels, models, plan, verbs
 from evalsuite.errors import UserError
@@ -14,6 +13,7 @@ from evalsuite.kernels import Agreement
 from evalsuite.models import layerwise
 from evalsuite.models.own import OwnModel
 from evalsuite_kernels import delta, linear
+from planted import FAULTS, LETTER, plant
 
 NAME = "hybrid-kda-dsa"  # KKKD KKKD: recurrences, and layers that choose
 

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from test_compare import make, row, three
 
 from evalsuite import compare, markdown, table
+from runs import make, row, three
 
 cmarkgfm = pytest.importorskip("cmarkgfm", reason="GitHub's Markdown renderer is not installed")
 

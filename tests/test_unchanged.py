@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from planted import FAULTS, plant
-from test_demo import command
 
+from demo import command
 from evalsuite import compare, kernels, models, plan, runner
 from evalsuite.models.own import OwnModel
 from evalsuite.plan import Plan
 from evalsuite.store import Run
+from planted import FAULTS, plant
 
 WHOLE = bool(os.environ.get("EVALSUITE_WHOLE"))
 TIMES = 100 if WHOLE else 3

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_compare import hop_rows, make, row, three
 
 from evalsuite import compare, stats, table
 from evalsuite.compare import Comparison
@@ -15,6 +14,7 @@ from evalsuite.errors import UserError
 from evalsuite.pairs import Paired
 from evalsuite.store import Row, Run
 from evalsuite.verdict import judge
+from runs import hop_rows, make, row, three
 
 
 def known(scores: list[bool], offset: int = 0, **cell: Any) -> list[Row]:
