@@ -98,13 +98,17 @@ def compare(
 
 
 @app.command()
-def gate(
+def gate(  # noqa: PLR0913 - as above
+    *,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of one model's run.")],
     baseline: Annotated[str, typer.Option(help="The run or the promoted baseline to hold it against.")],
     policy: Annotated[str, typer.Option(metavar="FILE", help="The rules, TOML: see examples/gate.toml.")],
     release: Annotated[str, typer.Option(help="A pinned release's run: no slow drift away from it.")] = "",
     escalate: Annotated[
         str, typer.Option(metavar="RUN,RUN", help="Second run and baseline, on the fresh questions of the policy.")
+    ] = "",
+    agreement: Annotated[
+        str, typer.Option(metavar="FILE", help="What `evalsuite kernels --json` said, for a policy with [kernels].")
     ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a critical family is undecided.")] = False,
     out: Annotated[str, typer.Option(help="Folder of gate.json, gate.xml and gate.md. Default: RUN.")] = "",
@@ -113,7 +117,7 @@ def gate(
     """Hold a run against its baseline. Exit code: 0 pass, 1 regression, 2 usage, 3 invalid, 4 undecided."""
     from evalsuite import verbs
 
-    paths = {"run": run, "baseline": baseline, "release": release, "escalate": escalate}
+    paths = {"run": run, "baseline": baseline, "release": release, "escalate": escalate, "agreement": agreement}
     raise typer.Exit(verbs.gate(paths, policy, strict=strict, out=out, as_json=json))
 
 

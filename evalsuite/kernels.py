@@ -59,6 +59,7 @@ class Agreement:
     tolerance: float  # relative error of a layer that rounding explains
     layers: tuple[Layers, ...]  # by length and layer
     samples: tuple[Asked, ...]
+    identities: tuple[Mapping[str, Any], Mapping[str, Any]]  # as run.json has them
 
     @property
     def begins(self) -> Layers | None:
@@ -95,6 +96,7 @@ def compare(
         tolerance(one) if within is None else within,
         _layers(one, other, planned, prompts),
         _samples(one, other, planned),
+        (one.identity(), other.identity()),
     )
 
 
@@ -193,9 +195,11 @@ def says(found: Agreement) -> str:
 
 
 def as_json(found: Agreement) -> str:
-    """All of it, sample by sample, for machines: the gate reads `samples`."""
+    """All of it, sample by sample, for machines: the gate reads it."""
     began = found.begins
     value = {
+        "version": 1,
+        "identities": list(found.identities),
         "model": found.model,
         "dtype": found.dtype,
         "kernels": list(found.kernels),

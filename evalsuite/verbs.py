@@ -210,8 +210,10 @@ def gate(paths: Mapping[str, str], policy: str, *, strict: bool, out: str, as_js
     pair = [path for path in paths["escalate"].split(",") if path]
     if len(pair) not in (0, 2):
         raise UserError(f"--escalate {paths['escalate']!r} is no pair: write --escalate SECOND_RUN,SECOND_BASELINE")
+    if paths["agreement"] and rules.kernels is None:
+        raise UserError(f"--agreement is for a policy with [kernels], and {policy} has none")
     second = (sides.read(pair[0], "second run", model), sides.read(pair[1], "second baseline", model)) if pair else None
-    report = judge(new, old, rules, release, second)
+    report = judge(new, old, rules, release, second, paths["agreement"])
     outputs.write(report, Path(out) if out else new.run.folder, strict=strict)
     if as_json:
         sys.stdout.write(json.dumps(outputs.as_record(report, strict=strict), indent=1) + "\n")

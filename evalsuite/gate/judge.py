@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from evalsuite import stats
-from evalsuite.gate import costs, decide, pairs, sides
+from evalsuite.gate import agreement, costs, decide, pairs, sides
 from evalsuite.gate.decide import IMPROVED, INCONCLUSIVE, INVALID, PASS, QUARANTINED, REGRESSED, Level, Outcome, Rule
 from evalsuite.gate.pairs import Pair
 from evalsuite.gate.policy import Family, Policy
@@ -20,7 +20,7 @@ EXITS = {PASS: 0, IMPROVED: 0, INCONCLUSIVE: 0, REGRESSED: 1, INVALID: 3}
 class Case:
     """One thing that was looked at: a family, its drift, a metric, a quarantined task or a cell."""
 
-    kind: str  # family, drift, metric, quarantine or cell
+    kind: str  # family, drift, metric, kernels, quarantine or cell
     name: str
     tier: str
     verdict: str
@@ -74,9 +74,15 @@ class Hypothesis:
 
 
 def judge(
-    new: Side, old: Side, policy: Policy, release: Side | None = None, second: tuple[Side, Side] | None = None
+    new: Side,
+    old: Side,
+    policy: Policy,
+    release: Side | None = None,
+    second: tuple[Side, Side] | None = None,
+    kernels: str = "",
 ) -> Report:
-    """Compare a run with its baseline. Where anything makes that comparison invalid, nothing else is said."""
+    """Compare a run with its baseline, and its kernels with trusted ones by the file `kernels` where the policy demands
+    it. Where anything makes that comparison invalid, nothing else is said."""
     given = (new, old, *((release,) if release else ()), *(second or ()))
     paired = pairs.pairs(new, old)
     drifted = pairs.pairs(new, release) if release else []
@@ -101,6 +107,10 @@ def judge(
             problems.append(Problem("unmeasured", cost.reason))
         verdict = INCONCLUSIVE if cost.verdict == INVALID else cost.verdict
         cases.append(Case("metric", metric.name, metric.tier, verdict, cost.reason, cost=cost))
+    if policy.kernels:
+        wrong, measured = agreement.read(kernels, policy.kernels, new)
+        problems += wrong
+        cases += (Case("kernels", k, policy.kernels.tier, v.verdict, v.reason, cost=v) for k, v in measured.items())
     if problems:
         return _report(INVALID, [], problems, [], policy, given)
     cases += _quarantined(paired, policy)

@@ -85,6 +85,17 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Kernels:
+    """How far a model under its kernels may be from the same weights under those that are trusted."""
+
+    against: str  # reference, chunked, triton, recurrent
+    tolerance: float = 0.0  # relative error of a layer's hidden states; 0: what rounding in the weights' dtype explains
+    gap: float = 0.0  # nats, mean distance of -log p of right answers; 0: ten times the tolerance
+    tokens: float = 0.99  # share of greedy tokens that must agree
+    tier: str = "critical"
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Everything that a gate decides by."""
 
@@ -99,6 +110,7 @@ class Policy:
     gaps: tuple[str, ...] = ()  # tasks whose ids end in numbers that do not count on from 0
     identity: Identity = Identity()
     metrics: tuple[Metric, ...] = ()
+    kernels: Kernels | None = None
     escalation: Escalation | None = None
     quarantines: tuple[Quarantine, ...] = ()
 
@@ -136,6 +148,7 @@ def parse(text: str, where: str = "policy", today: datetime.date | None = None) 
         identity=_identity(top.table("identity")),
         families=tuple(_family(each, margin) for each in top.tables("family")),
         metrics=tuple(_metric(each) for each in top.tables("metric")),
+        kernels=_kernels(top.table("kernels")) if "kernels" in table else None,
         escalation=_escalation(top.table("escalation")) if "escalation" in table else None,
         quarantines=tuple(_quarantine(each, today or _today()) for each in top.tables("quarantine")),
     )
@@ -191,6 +204,18 @@ def _metric(table: "_Table") -> Metric:
     metric = Metric(name, ratio, table.one_of("tier", TIERS, "supporting"))
     table.done()
     return metric
+
+
+def _kernels(table: "_Table") -> Kernels:
+    found = Kernels(
+        against=table.text("against"),
+        tolerance=table.number("tolerance", 0.0, 0, 1),
+        gap=table.number("gap", 0.0, 0, 10),
+        tokens=table.number("tokens", 0.99, LEAST, 1),
+        tier=table.one_of("tier", TIERS, "critical"),
+    )
+    table.done()
+    return found
 
 
 def _escalation(table: "_Table") -> Escalation:
