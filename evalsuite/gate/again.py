@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evalsuite import models, plan, runner
+from evalsuite import kernels, models, plan, runner
 from evalsuite.errors import UserError
 from evalsuite.gate import sides
+from evalsuite.gate.policy import Kernels
+from evalsuite.models.own import OwnModel
 from evalsuite.plan import Selection
 from evalsuite.store import Run
 
@@ -24,6 +26,20 @@ def ask(baseline: Path, out: Path, model: str = "", device: str = "auto") -> Run
     for request in old.run.meta["requests"]:
         run = runner.run(answering, plan.make(_selection(request), request["wording"]), out)
     return run
+
+
+def agree(baseline: Path, rules: Kernels, file: Path, model: str = "", device: str = "auto") -> None:
+    """Write to `file` how the model is apart from itself under the trusted kernels, over what a baseline asked last.
+
+    Raises UserError for a model that is a plugin's.
+    """
+    name = model or sides.read(baseline, "baseline").run.name
+    trusted = models.load(name, device=device, kernels=rules.against)
+    if not isinstance(trusted, OwnModel):
+        raise UserError(f"[kernels] is for this package's own models, and {name!r} is a plugin")
+    request = sides.read(baseline, "baseline", trusted.name).run.meta["requests"][-1]
+    found = kernels.compare(trusted, "auto", plan.make(_selection(request), request["wording"]))
+    file.write_text(kernels.as_json(found))
 
 
 def _selection(request: Mapping[str, Any]) -> Selection:

@@ -18,7 +18,8 @@ Gated = Callable[..., Report]
 @pytest.fixture
 def evalsuite_gate(tmp_path: Path) -> Gated:
     """A function (baseline, policy, *, model, device, strict): asks `model`, by default the baseline's, all that the
-    baseline was asked, and fails the test in the gate's words unless it passes; returns the gate's report."""
+    baseline was asked, and itself under the trusted kernels where the policy has [kernels]; it fails the test in the
+    gate's words unless it passes, and returns the gate's report."""
 
     def gate(
         baseline: str | Path, rules: str | Path, *, model: str = "", device: str = "auto", strict: bool = False
@@ -26,7 +27,11 @@ def evalsuite_gate(tmp_path: Path) -> Gated:
         try:
             loaded = policy.load(rules)
             run = again.ask(Path(baseline), tmp_path / "evalsuite_gate", model, device)
-            report = judge(sides.read(run.folder, "run"), sides.read(baseline, "baseline", run.name), loaded)
+            file = tmp_path / "evalsuite_kernels.json"
+            if loaded.kernels:
+                again.agree(Path(baseline), loaded.kernels, file, model, device)
+            both = sides.read(run.folder, "run"), sides.read(baseline, "baseline", run.name)
+            report = judge(*both, loaded, kernels=str(file))
         except UserError as error:
             pytest.fail(f"evalsuite: {error}", pytrace=False)
         if report.exit_code(strict=strict):

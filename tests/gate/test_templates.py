@@ -20,6 +20,10 @@ def test_it_is_as_good_as_before(evalsuite_gate):
     report = evalsuite_gate("baselines/demo/hybrid-kda", "gate.toml", device="cpu")
     assert report.verdict in ("PASS", "INCONCLUSIVE") and len(report.sides[0].run.rows) == 30
 
+def test_its_kernels_agree(evalsuite_gate):
+    report = evalsuite_gate("baselines/demo/hybrid-kda", "kernels.toml", device="cpu")
+    assert [case.verdict for case in report.cases if case.kind == "kernels"] == ["PASS"] * 3
+
 def test_it_walks_every_hop(evalsuite_gate):
     evalsuite_gate("baselines/demo/hybrid-kda", "floor.toml", device="cpu")
 
@@ -33,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's repository: the template, a policy and a promoted baseline."""
     place = tmp_path_factory.mktemp("repository")
     (place / "gate.toml").write_text(POLICY)
+    (place / "kernels.toml").write_text(POLICY + '[kernels]\nagainst = "recurrent"\n')
     (place / "floor.toml").write_text(POLICY + "floor = 0.9\n")
     asked = ["--model", "hybrid-kda", "--tasks", "multihop.graph", "--lengths", "256", "--limit", "10"]
     for command in (
@@ -86,7 +91,7 @@ def test_the_fixture_asks_again_and_says_what_the_gate_says(place: Path) -> None
     (place / "test_kernel.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "test_kernel.py"]
     done = subprocess.run(command, cwd=place, check=False, capture_output=True, text=True)
-    assert "2 failed, 1 passed" in done.stdout, done.stdout
+    assert "2 failed, 2 passed" in done.stdout, done.stdout
     assert "REGRESSED: " in done.stdout
     assert "floor" in done.stdout
     assert "INVALID: " in done.stdout
