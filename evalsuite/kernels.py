@@ -15,6 +15,7 @@ from evalsuite.models.layerwise import LayerError, layer_errors, tolerance
 from evalsuite.models.own import OwnModel
 from evalsuite.plan import Item, Plan
 from evalsuite.records import Completion, Sample
+from evalsuite.runner import revision
 from evalsuite.stats import Difference
 from evalsuite.table import Section
 from evalsuite.task import Executing
@@ -43,6 +44,7 @@ class Asked:
     tokens: int  # greedy tokens that either wrote; 1 for a choice
     agreed: int  # of those, before the first that differs
     scores: tuple[float, float]
+    prompt_hash: str = ""  # by which the gate knows the question again
 
     @property
     def loss_gap(self) -> float:
@@ -136,7 +138,11 @@ def _samples(one: OwnModel, other: OwnModel, planned: Sequence[tuple[Item, Sampl
         else:
             count = max(len(tokens), len(others))
             agreed = common_prefix(tokens, others)
-        found.append(Asked(sample.task, sample.id, _length(item), sample.cluster, pair, count, agreed, (x, y)))
+        found.append(
+            Asked(
+                sample.task, sample.id, _length(item), sample.cluster, pair, count, agreed, (x, y), sample.prompt_hash
+            )
+        )
     return tuple(found)
 
 
@@ -199,6 +205,7 @@ def as_json(found: Agreement) -> str:
     began = found.begins
     value = {
         "version": 1,
+        "revision": revision(),
         "identities": list(found.identities),
         "model": found.model,
         "dtype": found.dtype,

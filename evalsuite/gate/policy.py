@@ -14,6 +14,7 @@ from evalsuite.store import Row
 
 TIERS = ("critical", "supporting", "advisory")
 MODES = ("pr", "release")
+KERNELS = ("reference", "chunked", "triton", "recurrent")
 METRICS = ("prefill", "decode", "kv", "index", "state")  # the first two are rates, the others bytes of one sequence
 LEAST = 1e-6  # of margins and levels: 0 could never be met
 NEVER_FREE = ("tokenizer", "context")  # where these differ, the questions do
@@ -88,9 +89,9 @@ class Identity:
 class Kernels:
     """How far a model under its kernels may be from the same weights under those that are trusted."""
 
-    against: str  # reference, chunked, triton, recurrent
-    tolerance: float = 0.0  # relative error of a layer's hidden states; 0: what rounding in the weights' dtype explains
-    gap: float = 0.0  # nats, mean distance of -log p of right answers; 0: ten times the tolerance
+    against: str  # one of KERNELS; "auto" is whatever the run had, and nothing to trust
+    tolerance: float | None = None  # relative error of a layer's hidden states; None: what rounding explains
+    gap: float | None = None  # nats, mean distance of -log p of right answers; None: ten times the tolerance
     tokens: float = 0.99  # share of greedy tokens that must agree
     tier: str = "critical"
 
@@ -207,11 +208,12 @@ def _metric(table: "_Table") -> Metric:
 
 
 def _kernels(table: "_Table") -> Kernels:
+    table.known += ["tolerance", "gap"]
     found = Kernels(
-        against=table.text("against"),
-        tolerance=table.number("tolerance", 0.0, 0, 1),
-        gap=table.number("gap", 0.0, 0, 10),
-        tokens=table.number("tokens", 0.99, LEAST, 1),
+        against=table.one_of("against", KERNELS),
+        tolerance=table.number("tolerance", 0.0, 0, 0.1) if "tolerance" in table.values else None,
+        gap=table.number("gap", 0.0, 0, 1) if "gap" in table.values else None,
+        tokens=table.number("tokens", 0.99, 0.5, 1),
         tier=table.one_of("tier", TIERS, "critical"),
     )
     table.done()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evalsuite import kernels, models, plan, runner
+from evalsuite.errors import UserError
 from evalsuite.gate import Report, judge, sides
 from evalsuite.gate import policy as policies
 from evalsuite.models.own import OwnModel
@@ -75,6 +76,14 @@ SPOILT: dict[str, Callable[[dict[str, Any]], object]] = {
     "no right answer": lambda found: [each.update(losses=[None, None]) for each in found["samples"]],
     "another version": lambda found: found.update(version=2),
     "no identity": lambda found: found.pop("identities"),
+    "one sample less than the run": lambda found: found["samples"].pop(),
+    "another seed": lambda found: [each.update(prompt_hash="0") for each in found["samples"]],
+    "another subtask": lambda found: [each.update(task="multihop.graph") for each in found["samples"]],
+    "another length": lambda found: [each.update(length=128) for each in found["layers"]],
+    "code of another day": lambda found: found.update(revision="0" * 40),
+    "no revision": lambda found: found.pop("revision"),
+    "no number after one": lambda found: found["layers"][-1].update(own=float("nan")),
+    "the same operators": lambda found: found["identities"][0].update(kernels=found["identities"][1]["kernels"]),
     "trust in itself": lambda found: found.update(kernels=["reference", "reference"]),
 }
 
@@ -116,3 +125,26 @@ def test_worse_answers_alone_are_a_regression(tmp_path: Path, monkeypatch: pytes
     report = gated(tmp_path, spoil=worse)
     assert verdicts(report) == {"hidden states": "PASS", "right answers": "REGRESSED", "greedy tokens": "REGRESSED"}
     assert report.exit_code() == 1
+
+
+def test_a_tolerance_of_none_at_all_is_no_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 demands equal bits: whoever writes it does not mean what rounding explains."""
+    plant(monkeypatch, "none")
+
+    def rounded(found: dict[str, Any]) -> None:
+        for each in found["layers"]:
+            each["own"] = 1e-9
+
+    report = gated(tmp_path, POLICY + "tolerance = 0\n", rounded)
+    assert verdicts(report)["hidden states"] == "REGRESSED"
+
+
+@pytest.mark.parametrize("line", ["tolerance = 0.5", "gap = 5", "tokens = 0.01", "gap = nan", "gap = -1"])
+def test_limits_that_hold_nothing_are_refused(line: str) -> None:
+    with pytest.raises(UserError, match=line.partition(" ")[0]):
+        policies.parse(POLICY + line)
+
+
+def test_the_run_s_own_choice_is_no_trusted_kernel() -> None:
+    with pytest.raises(UserError, match="auto"):
+        policies.parse(POLICY.replace('"chunked"', '"auto"'))
