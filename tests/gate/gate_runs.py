@@ -109,7 +109,14 @@ class Two:
 
 def told(two: Two, capsys: pytest.CaptureFixture[str], **paths: str) -> tuple[int, str, dict[str, Any]]:
     """Exit code, what the terminal shows, and gate.json."""
-    given = {"run": str(two.run), "baseline": str(two.baseline), "release": "", "escalate": "", **paths}
+    given = {
+        "run": str(two.run),
+        "baseline": str(two.baseline),
+        "release": "",
+        "escalate": "",
+        "agreement": "",
+        **paths,
+    }
     code = verbs.gate(given, str(two.place / "gate.toml"), strict=False, out=str(two.place / "out"), as_json=False)
     return code, capsys.readouterr().out, json.loads((two.place / "out" / "gate.json").read_text())
 
