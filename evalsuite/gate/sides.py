@@ -115,8 +115,9 @@ def _locked(folder: Path, role: str) -> Iterator[Problem]:
         yield Problem("lock", f"the {role}'s {path} cannot be checked ({error}); promote the baseline again")
         return
     missing = {"run.json", "samples.parquet", "summary.json"} - files.keys()
-    if changed or missing:
-        what = ", ".join(sorted({*changed, *missing}))
+    added = {log.name for log in folder.glob("timings-*.jsonl")} - files.keys()
+    if changed or missing or added:
+        what = ", ".join(sorted({*changed, *missing, *added}))
         yield Problem("lock", f"the {role}'s {what} in {folder} is not what was promoted: the sha256 differs")
 
 

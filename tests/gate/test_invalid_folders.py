@@ -93,6 +93,9 @@ def test_an_edited_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (folder / "baseline.lock").write_text('{"files": {}}')
     refused(*told(two, capsys, baseline=str(folder)), "lock", "run.json, samples.parquet, summary.json")
     (folder / "baseline.lock").write_text(lock)
+    (folder / "timings-1.jsonl").write_text("")  # would be read as one more slice of its times
+    refused(*told(two, capsys, baseline=str(folder)), "lock", "timings-1.jsonl")
+    (folder / "timings-1.jsonl").unlink()
     assert told(two, capsys, baseline=str(folder))[0] == 0
 
 
