@@ -17,6 +17,7 @@ MODES = ("pr", "release")
 KERNELS = ("reference", "chunked", "triton", "recurrent")
 METRICS = ("prefill", "decode", "kv", "index", "state")  # the first two are rates, the others bytes of one sequence
 LEAST = 1e-6  # of margins and levels: 0 could never be met
+FINEST = 1e-4  # the least p that 9,999 random sign flips can show
 NEVER_FREE = ("tokenizer", "context")  # where these differ, the questions do
 
 
@@ -172,6 +173,11 @@ def _sound(policy: Policy, where: str) -> None:
     if policy.escalation is not None and sum(policy.escalation.alpha) > policy.alpha + 1e-12:
         spent = " + ".join(map(str, policy.escalation.alpha))
         raise UserError(f"{where}: [escalation] spends alpha {spent}, more than alpha = {policy.alpha}")
+    gated = 2 * sum(family.gates for family in policy.families)  # each beside the baseline and a release
+    spent = min((policy.alpha, *(policy.escalation.alpha if policy.escalation else ())))
+    if spent < gated * FINEST:
+        told = f"alpha = {spent:g} over {gated} tests is finer than the permutation test can tell"
+        raise UserError(f"{where}: {told}, and no drop could fail it; take {gated * FINEST:g} or more")
 
 
 def _identity(table: "_Table") -> Identity:

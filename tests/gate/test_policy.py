@@ -34,6 +34,8 @@ FAMILY = '[[family]]\nname = "x"\ntasks = ["toy.*"]\n'
         ("alpha = 1" + POLICY, "alpha = 1 is not"),
         ("alpha = true" + POLICY, "alpha = True is not"),
         ('alpha = "0.05"' + POLICY, "is not a number"),
+        ("alpha = 1e-5" + POLICY, "alpha = 1e-05 over 2 tests is finer than"),
+        (POLICY + "[escalation]\nalpha = [0.0001, 0.04]\nseed = 1", "alpha = 0.0001 over 2 tests is finer than"),
         ("margin = 0" + POLICY, "margin = 0 is not"),
         ("max_errors = 1.0" + POLICY, "is not a share below 1"),
         ("seed = -1" + POLICY, "is not a whole number"),
