@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from statistics import fmean
 
 from evalsuite import stats
@@ -167,12 +168,22 @@ def _fresh(first: Sequence[Pair], second: Sequence[Pair]) -> tuple[list[Pair], l
 
 
 def _matches(policy: Policy, paired: Sequence[Pair]) -> Iterable[Problem]:
-    """Every rule of the policy is about something that was asked."""
+    """Every rule of the policy, and every part of it, is about something that was asked."""
     for family in policy.families:
         if not any(family.holds(pair.new) for pair in paired):
             about = f", facets {dict(family.facets)}" if family.facets else ""
             names = ", ".join(family.tasks)
             yield Problem("no-match", f"family {family.name!r} matches no sample of the runs: tasks {names}{about}")
+            continue
+        held = [pair.new["facets"] for pair in paired if family.holds(pair.new)]
+        idle = [each for each in family.tasks if not any(fnmatchcase(pair.new["task"], each) for pair in paired)]
+        idle += [
+            f"{k} = {v!r}" for k, values in family.facets.items() for v in values if not any(f[k] == v for f in held)
+        ]
+        if idle:
+            yield Problem(
+                "no-match", f"of family {family.name!r} this matches no sample of the runs: {', '.join(idle)}"
+            )
     for each in policy.quarantines:
         if not any(policy.quarantined(pair.new["task"]) is each for pair in paired):
             yield Problem("no-match", f"the quarantine of {each.task!r} matches no task of the runs")

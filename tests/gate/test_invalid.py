@@ -178,6 +178,16 @@ def unrecorded_family(two: Two) -> None:
         found += [gate_runs.row("other.z", i, 1.0) for i in range(5)]
 
 
+@case("no-match", "of family 'half' this matches no sample of the runs: toy.c")
+def a_pattern_of_a_family_that_matches_nothing(two: Two) -> None:
+    two.policy += '[[family]]\nname = "half"\ntasks = ["toy.a", "toy.c"]\n'
+
+
+@case("no-match", "of family 'long' this matches no sample of the runs: length = 4096")
+def a_facet_of_a_family_that_matches_nothing(two: Two) -> None:
+    two.policy += '[[family]]\nname = "long"\ntasks = ["toy.*"]\nfacets = { length = [256, 4096] }\n'
+
+
 @case("no-match", "family 'deep' matches no sample of the runs: tasks toy.*, facets {'hops': (9,)}")
 def family_without_samples(two: Two) -> None:
     two.policy += '[[family]]\nname = "deep"\ntasks = ["toy.*"]\nfacets = { hops = 9 }\n'
