@@ -22,6 +22,8 @@ def ask(baseline: Path, out: Path, model: str = "", device: str = "auto") -> Run
     old = sides.read(baseline, "baseline", answering.name if answering else "")
     if old.problems:
         raise UserError(old.problems[0].message)
+    if not old.run.meta["requests"]:
+        raise UserError(f"{old.called} records no request: nothing can be asked again; promote another run")
     answering = answering or models.load(old.run.name, device=device)
     for request in old.run.meta["requests"]:
         run = runner.run(answering, plan.make(_selection(request), request["wording"]), out)
