@@ -52,7 +52,9 @@ def paired(rows: Sequence[Row], base: Mapping[Key, Row], *, by_task: bool = Fals
         weights = [len(gaps) / (len(parts[a["task"]]) * len(parts)) for a, _ in same]
         # what each pair moves the mean of means, times n, around it: as in `stats.stratified`
         moved = [mean + (gap - means[a["task"]]) * w for (a, _), gap, w in zip(same, gaps, weights, strict=True)]
-        found = replace(stats.paired(moved, [0.0] * len(moved), clusters), wins=found.wins, losses=found.losses)
+        # unseen, a pair of the smallest task could move it most
+        whole = stats.paired(moved, [0.0] * len(moved), clusters, reach=max(weights))
+        found = replace(whole, wins=found.wins, losses=found.losses)
         gaps = [gap * w for gap, w in zip(gaps, weights, strict=True)]
     return Paired(
         found.value, found.low, found.high, found.n, found.wins, found.losses, found.p, _detectable(gaps, clusters)

@@ -110,8 +110,8 @@ def stratified(values: Values, strata: Labels, clusters: Labels | None = None, l
     return Estimate(mean, *_padded(mean + shares, codes, count, (0.0, 1.0), level), n, count)
 
 
-def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 0.95) -> Difference:
-    """Mean of a - b over the same samples.
+def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 0.95, reach: float = 1.0) -> Difference:
+    """Mean of a - b over the same samples; `reach` is how far one sample may move it, times n.
 
     The interval is CR1 with C-1 degrees of freedom after adding one cluster of average size at +1 and one at -1: for
     binary pairs the adjusted Wald interval of Bonett and Price (2012, doi 10.3102/1076998611411915), which covers where
@@ -131,7 +131,8 @@ def paired(a: Values, b: Values, clusters: Labels | None = None, level: float = 
     else:
         robust = _cr1(d - mean, codes, count) if count > 1 else 0.0
         p = _two_sided(mean, robust, count)
-    return Difference(mean, *_padded(d, codes, count, (-1.0, 1.0), level), n, wins, losses, p)
+    low, high = _padded(d, codes, count, (-reach, reach), level)
+    return Difference(mean, max(low, -1.0), min(high, 1.0), n, wins, losses, p)
 
 
 def mcnemar(wins: int, losses: int, *, one_sided: bool = False) -> float:

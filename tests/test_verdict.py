@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from evalsuite import compare, stats, table
+from evalsuite import compare, pairs, stats, table
 from evalsuite.compare import Comparison
 from evalsuite.errors import UserError
 from evalsuite.pairs import Paired
@@ -216,3 +216,14 @@ def test_a_completion_cannot_move_the_cursor_of_a_terminal() -> None:
         r["text"] = r["answer"] = "\x1b[2Jclean\x07 slate\r"
     texts = everything(compare.compare(runs[:2], flips=True))
     assert not any(character in texts["rich"] + texts["md"] for character in "\x1b\x07\r")
+
+
+def test_a_family_is_not_equal_by_two_questions_of_one_of_its_tasks() -> None:
+    """A thousand ties of one task say nothing of the other, which is half of the family's mean."""
+
+    def tie(task: str, i: int) -> Row:
+        return {"task": task, "id": str(i), "prompt_hash": "h", "score": 1.0, "cluster": ""}
+
+    rows = [*(tie("f.a", i) for i in range(1000)), *(tie("f.b", i) for i in range(2))]
+    found = pairs.paired(rows, {(each["task"], each["id"]): each for each in rows}, by_task=True)
+    assert judge(found) == "not told apart"
