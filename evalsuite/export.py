@@ -52,7 +52,7 @@ def as_json(result: Comparison) -> str:
         "cells": records(result),
         **({} if result.flips is None else {"flips": [asdict(flip) for flip in result.flips]}),
     }
-    return json.dumps(_finite(value), indent=1)
+    return json.dumps(finite(value), indent=1)
 
 
 def as_csv(result: Comparison) -> str:
@@ -62,7 +62,7 @@ def as_csv(result: Comparison) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_finite(rows))
+    writer.writerows(finite(rows))
     return buffer.getvalue().rstrip("\n")
 
 
@@ -129,10 +129,10 @@ def _unequal(result: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None for what JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

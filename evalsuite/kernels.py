@@ -9,6 +9,7 @@ from typing import Any
 
 from evalsuite import stats
 from evalsuite.errors import UserError
+from evalsuite.export import finite
 from evalsuite.models.batching import common_prefix
 from evalsuite.models.config import LETTERS
 from evalsuite.models.layerwise import LayerError, layer_errors, tolerance
@@ -217,7 +218,7 @@ def as_json(found: Agreement) -> str:
         "layers": [{"length": at.length, "prompts": at.prompts, **asdict(at.error)} for at in found.layers],
         "samples": [asdict(sample) for sample in found.samples],
     }
-    return json.dumps(_finite(value), indent=1)
+    return json.dumps(finite(value), indent=1)
 
 
 def _by_layer(found: Agreement) -> Section:
@@ -270,11 +271,3 @@ def difference(samples: Sequence[Asked]) -> Difference:
 
 def _kind(letter: str) -> str:
     return LETTERS[letter].partition(" (")[0]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,9 +1,8 @@
 """A run's folder: append-only JSONL while running, Parquet and a summary when done.
 
 `run.json` holds everything needed to repeat the run. Each completion is one line of `samples-<rank>.jsonl`, written by
-one `write` with O_APPEND, so that a kill at any instant loses at most the line in flight. `samples.parquet` and
-`summary.json` replace the log when the plan is done, each put in place by an atomic rename. Timings stay apart, in
-`timings-<rank>.jsonl`: the samples of two equal runs are equal.
+one `write` with O_APPEND: a kill at any instant loses at most the line in flight. `samples.parquet` and `summary.json`
+replace the log when the plan is done, by atomic renames. Timings stay apart: the samples of two equal runs are equal.
 """
 
 import contextlib

@@ -240,7 +240,7 @@ def test_code_and_mmlu_stand_beside_the_other_columns_where_data_are_given(tmp_p
     for name, rows in (("mmlu-test", questions), ("mmlu-dev", questions[:5]), ("humaneval", [ROW])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     selection = plan.select(
-        ["multihop.graph", "knowledge.letter", "mmlu", "code.humaneval", "longcode"],
+        ["multihop.graph", "ruler.niah_single_1", "knowledge.letter", "mmlu", "code.humaneval", "longcode"],
         lengths=(2048,),
         limit=2,
         data=[f"mmlu={tmp_path / 'mmlu-test.jsonl'}", f"humaneval={tmp_path / 'humaneval.jsonl'}"],
@@ -248,10 +248,11 @@ def test_code_and_mmlu_stand_beside_the_other_columns_where_data_are_given(tmp_p
     run = runner.run(Knows(), plan.make(selection, "natural"), tmp_path / "runs")
     result = compare.compare([run])
     families = {str(line.get("family")): line.estimates[0] for line in result.families}
-    assert set(families) == {"multihop", "knowledge", "mmlu", "code", "longcode"}
+    assert set(families) == {"multihop", "ruler", "knowledge", "mmlu", "code", "longcode"}
     assert {name: e.value for name, e in families.items() if e is not None} == dict.fromkeys(families, 1.0)
     assert result.columns[0].summaries["code"] == {"humaneval pass@1": "100.0 [20.7, 100.0]"}
     text = table.as_markdown(result)
     assert all(
-        f"| {name}" in text for name in ("multihop.graph", "knowledge.letter", "mmlu", "code.humaneval", "longcode")
+        f"| {name}" in text
+        for name in ("multihop.graph", "ruler.niah", "knowledge.letter", "mmlu", "code.humaneval", "longcode")
     )
