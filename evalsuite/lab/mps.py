@@ -47,7 +47,9 @@ def side_by_side(wanted: bool = True) -> Iterator[bool]:
 
 
 def _begin(program: str, environment: dict[str, str]) -> bool:
-    return _done([program, "-d"], environment) and _done([sys.executable, "-c", _TRY], environment)
+    # a service numbers anew the GPUs that it is left: it has them all, and clients choose by the numbers they know
+    every = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return _done([program, "-d"], every) and _done([sys.executable, "-c", _TRY], environment)
 
 
 def _end(program: str, environment: dict[str, str]) -> None:

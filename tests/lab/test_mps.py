@@ -61,3 +61,14 @@ def test_nothing_is_begun(case: str, control: Path, monkeypatch: pytest.MonkeyPa
         assert not served
         assert dict(os.environ) == before
     assert not control.exists()
+
+
+def test_the_service_has_every_gpu_and_clients_choose(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is left GPU 1 alone calls it 0, and a client that asks for 1 finds none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    program = Path(os.environ["PATH"].split(os.pathsep)[0]) / mps.PROGRAM
+    program.write_text(f'#!/bin/sh\necho "${{CUDA_VISIBLE_DEVICES-all}}" >> {control}\n')
+    monkeypatch.setattr(mps, "_TRY", "import os; raise SystemExit(os.environ['CUDA_VISIBLE_DEVICES'] != '1')")
+    with mps.side_by_side() as served:
+        assert served
+    assert control.read_text().splitlines()[0] == "all"
