@@ -107,13 +107,14 @@ def merge(
         here = (split >= first) & (split < last)
         row = ((b * H + h) * splits + split) * (T * group) + t * group + hq - h * group
         mine = tl.load(tops + row, mask=here, other=float("-inf"))
+        sums = tl.load(totals + row, mask=here, other=0.0)
+        x = tl.load(part + row[:, None] * V + cols[None, :], mask=here[:, None] & (cols[None, :] < V), other=0.0)
         higher = tl.maximum(top, tl.max(mine, 0))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(mine - base)
         decay = tl.exp2(top - base)
-        x = tl.load(part + row[:, None] * V + cols[None, :], mask=here[:, None] & (cols[None, :] < V), other=0.0)
         acc = acc * decay + tl.sum(x * weight[:, None], 0)
-        total = total * decay + tl.sum(weight * tl.load(totals + row, mask=here, other=0.0), 0)
+        total = total * decay + tl.sum(weight * sums, 0)
         top = higher
     blind = total == 0.0
     total = tl.where(blind, 1.0, total)

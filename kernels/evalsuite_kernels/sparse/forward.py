@@ -114,13 +114,16 @@ def forward(
     for at in range(start, stop, BLOCK_N):
         row, read = listed(entries, at, end, begin, mine, S, BLOCK, BLOCK_N)
         y = load_rows(k, row * skt, read, K, BK, WIDE)
+        if SPLIT:  # one step of decoding waits for memory: values come with their keys
+            z = load_rows(v, row * svt, read, V, BV, WIDE)
         s = tl.dot(x, tl.trans(y), input_precision="ieee") * scale
         s = tl.where(read[None, :], s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp2(s - base[:, None])
         decay = tl.exp2(top - base)
-        z = load_rows(v, row * svt, read, V, BV, WIDE)
+        if not SPLIT:
+            z = load_rows(v, row * svt, read, V, BV, WIDE)
         acc = tl.dot(p.to(z.dtype), z, acc * decay[:, None], input_precision="ieee")
         total = total * decay + tl.sum(p, 1)
         top = higher
