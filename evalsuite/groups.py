@@ -11,6 +11,7 @@ from evalsuite.records import Facet
 from evalsuite.stats import Estimate
 from evalsuite.store import Key, Row, Run
 
+LIKELIEST, GENERATED = "by log probability", "by generated text"  # what a choice is, by a row's record
 Keys = tuple[tuple[str, Facet], ...]  # (("task", "multihop.graph"), ("hops", 4))
 
 
@@ -139,8 +140,11 @@ def apart(runs: Sequence[Run]) -> dict[str, str]:
     """Family -> why its scores do not compare, by the runs' records: other versions, other data, other sandboxes."""
     told: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
+        ways = _ways(run)
         for family, about in run.meta["tasks"].items():
             found = told.setdefault(family, {})
+            for way in sorted(ways.get(family, ())):
+                found.setdefault("how choices were answered", {})[way] = None
             found.setdefault("version", {})[f"version {about.get('version')}"] = None
             for name, what in (about.get("data") or {}).items():
                 found.setdefault(f"data {name}", {})[str(what)] = None
@@ -152,11 +156,25 @@ def apart(runs: Sequence[Run]) -> dict[str, str]:
         tiers = [*found.get("tier", ())]
         if len(tiers) > 1:
             unlike[unlike.index("tier")] = f"the sandbox's tier ({' and '.join(tiers)})"
+        ways_told = [*found.get("how choices were answered", ())]
+        if len(ways_told) > 1:
+            unlike[unlike.index("how choices were answered")] += f" ({' and '.join(ways_told)})"
         if unlike:
             reasons[family] = f"the runs differ in {', '.join(unlike)}: the scores do not compare"
+        elif GENERATED in found.get("how choices were answered", ()):
+            reasons[family] = f"its choices were answered {GENERATED}: the scores do not compare with likelihoods'"
         elif tiers == ["none"]:
             reasons[family] = "its answers ran without a sandbox (--allow-unsandboxed): they could forge their scores"
     return reasons
+
+
+def _ways(run: Run) -> dict[str, set[str]]:
+    """Family -> how its questions with choices were answered."""
+    ways: dict[str, set[str]] = {}
+    for row in run.rows:
+        if row.get("choices") and not row["error"] and row["finish"] != "error":
+            ways.setdefault(family_of(row), set()).add(LIKELIEST if row.get("choice_logprobs") else GENERATED)
+    return ways
 
 
 def pick(row: Row, names: Iterable[str]) -> Keys:

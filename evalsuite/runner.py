@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,10 @@ def _keep(
 ) -> None:
     if score is None:
         score = Score(sample.id, 0.0) if _failed(completion) else item.task.score(sample, completion)
+    if sample.choices and not completion.choice_logprobs and not _failed(completion):
+        score = replace(
+            score, detail={**score.detail, "choices": "generated"}
+        )  # another measure than log probabilities
     if not 0 <= score.value <= 1:
         raise UserError(f"task {sample.task} scored {sample.id!r} {score.value}, outside [0, 1]: a fault of that task")
     row = make_row(sample, completion, score, cell=item.cell.facets, chance=item.cell.chance)

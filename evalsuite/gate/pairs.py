@@ -112,6 +112,9 @@ def _samples(new: Side, old: Side) -> Iterator[Problem]:
         if apart:
             yield Problem(kind, f"{what} differ from the {old.role}'s, {some(apart, 1)}")
     answered = [(a, b) for a, b in both if not failed(a) and not failed(b) and a["prompt_hash"] == b["prompt_hash"]]
+    ways = [a["id"] for a, b in answered if bool(a.get("choice_logprobs")) != bool(b.get("choice_logprobs"))]
+    if ways:
+        yield Problem("choices", f"choices are by log probability on one side and generated on the other, {some(ways)}")
     tokens = [a["id"] for a, b in answered if a.get("prompt_tokens") != b.get("prompt_tokens")]
     if tokens:
         yield Problem(

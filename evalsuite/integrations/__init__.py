@@ -1,0 +1,1 @@
+"""What joins evalsuite to other tools: lm-eval, transformers, endpoints, Ray, the hub."""
