@@ -254,6 +254,24 @@ def lab(
     verbs.lab(Path(place), figures, as_json=json)
 
 
+exports = typer.Typer(help="Runs in the layouts of other tools.")
+app.add_typer(exports, name="export")
+
+
+@exports.command("hf")
+def export_hf(
+    runs: Runs,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write; an export there is replaced.")],
+    prompts: Annotated[
+        bool, typer.Option("--prompts/--no-prompts", help="Whether texts of benchmarks and answers go with it.")
+    ] = True,
+) -> None:
+    """Write runs as a dataset with a card, for datasets.load_dataset(DIR) and the hub."""
+    from evalsuite import verbs
+
+    verbs.export_hf(runs, folder, prompts=prompts)
+
+
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(metavar="models|tasks")], json: Json = False) -> None:
     """Show the installed models or tasks, with what each needs."""

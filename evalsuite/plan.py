@@ -94,7 +94,7 @@ def select(
     data: Iterable[str] = (),
 ) -> Selection:
     """Check a request. `settings` are `multihop.hops=1,2` or `multihop.graph.facts=64`, `data` are `NAME=PATH`
-    or `NAME=hub`.
+    or `NAME=hub[:OWNER/DATASET[@REVISION]]`.
 
     Raises UserError, with the nearest name, for a task, part or knob that does not exist.
     """
@@ -205,7 +205,7 @@ def _data(pairs: Iterable[str]) -> dict[str, str]:
         name, equals, path = pair.partition("=")
         if not (equals and name and path):
             raise UserError(f"--data {pair!r} names no path; write NAME=PATH, or NAME=hub")
-        if path == "hub":
+        if path == "hub" or path.startswith("hub:"):
             found[name] = path
             continue
         if not os.path.exists(os.path.expanduser(path)):

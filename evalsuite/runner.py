@@ -22,7 +22,7 @@ from evalsuite.plan import Item, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.records import Completion, Sample, Score
 from evalsuite.store import FORMAT, Row, Run, Store, folder_name, make_row, read
-from evalsuite.task import Executing, uses
+from evalsuite.task import Executing, Sourced, Task, uses
 
 SLICE = 256  # samples handed to the model at once
 SLICE_CHARACTERS = 8_000_000  # and no more text than this
@@ -84,7 +84,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "licence": task.licence,
             "source": task.source,
             "subtasks": list(task.subtasks()),
-            "data": {key: _fingerprint(path) for key, path in selection.data.items() if uses(task, key)},
+            "data": _data({key: path for key, path in selection.data.items() if uses(task, key)}, task),
             **({"tier": task.tier()} if isinstance(task, Executing) else {}),
         }
         for name, task in selection.tasks.items()
@@ -115,6 +115,12 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "cost": {str(length): dict(model.cost(length)) for length in lengths if model.cost(length)},
         "requests": [request],
     }
+
+
+def _data(given: Mapping[str, str], task: Task) -> dict[str, str]:
+    """What each source holds: the hub's revision, or a hash of the files."""
+    told = task.revisions(given) if isinstance(task, Sourced) else {}
+    return {name: told.get(name) or _fingerprint(path) for name, path in given.items()}
 
 
 def _fingerprint(path: str) -> str:

@@ -104,6 +104,15 @@ class Summarised(Protocol):
         ...
 
 
+@runtime_checkable
+class Sourced(Protocol):
+    """A task that reads sets of the hub, and knows which state of them."""
+
+    def revisions(self, data: Mapping[str, str]) -> Mapping[str, str]:
+        """Name of `--data` -> `OWNER/DATASET@REVISION` of what `data` takes from the hub, for the run's record."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """One answer with its score, as a run keeps it."""

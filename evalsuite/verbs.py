@@ -250,6 +250,14 @@ def view(folder: str, port: int) -> None:
     serve.view(Path(folder), port, lambda line: print(line, flush=True))
 
 
+def export_hf(paths: Sequence[str], folder: str, *, prompts: bool) -> None:
+    """Write runs as a dataset, and say which files were written."""
+    from evalsuite.integrations import dataset
+
+    for file in dataset.write(paths, Path(folder), prompts=prompts):
+        print(file)
+
+
 def show(result: Comparison, form: str) -> None:
     """Print a comparison: rich at a terminal and Markdown elsewhere where no format is given."""
     console = Console(highlight=False)

@@ -8,13 +8,29 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from evalsuite.errors import UserError
 
 Row = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
+SETS = {  # --data's name -> the hub's set and the commit that is read; "": the newest, which the run's record names
+    "mmlu": ("cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"),
+    "mmlu_redux": ("edinburgh-dawg/mmlu-redux", ""),
+    "mmlu_pro": ("TIGER-Lab/MMLU-Pro", "b189ec765aa7ed75c8acfea42df31fdae71f97be"),
+    "humaneval": ("openai/openai_humaneval", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
+    "humaneval_plus": ("evalplus/humanevalplus", "d32357cf319e50e9c8d8dab5ea876c72b0fd321b"),
+    "mbpp": ("google-research-datasets/mbpp", "4bb6404fdc6cacfda99d4ac4205087b89d32030c"),
+    "mbpp_plus": ("evalplus/mbppplus", "b2d74c91837c3f2a20c1299ae98133cbe7cfa077"),
+    "cruxeval": ("cruxeval-org/cruxeval", "b96af0450242eb4da433032b90998f25588a5d0f"),
+    "essays": ("baber/paul_graham_essays", "792d672b77d1a67720f7e9820d646358fc18792e"),
+    "squad": ("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412"),
+    "hotpotqa": ("hotpotqa/hotpot_qa", "1908d6afbbead072334abe2965f91bd2709910ab"),
+}
+COMMIT = re.compile(r"[0-9a-f]{40}")
 SPLITS = ("train", "validation", "val", "dev", "test", "prompt")
+
+_READ: dict[tuple[str, str], str] = {}  # name and source -> the set and revision that its rows came from
 
 
 class UnreachableError(UserError):
@@ -22,26 +38,59 @@ class UnreachableError(UserError):
 
 
 def is_hub(source: str) -> bool:
-    """Whether `--data NAME=SOURCE` means the hub: `hub`, or `hub:OWNER/DATASET` for another copy of the set."""
+    """Whether `--data NAME=SOURCE` means the hub: `hub`, or `hub:OWNER/DATASET[@REVISION]` for another copy of the set
+    or another state of it."""
     return source == "hub" or source.startswith("hub:")
 
 
-def hub(name: str, config: str | None, split: str, source: str, advice: str) -> Iterable[Row]:
-    """Rows of the set `name`, or of the one that `source` names. Raises UnreachableError at once where the hub does not
-    answer, with `advice` on what to give instead."""
-    name = source.partition(":")[2] or name
+def named(kind: str, source: str) -> tuple[str, str]:
+    """The set that a source stands for and its revision, "" for the newest. Another set than ours has no revision of
+    ours."""
+    own, _, revision = source.partition(":")[2].partition("@")
+    name, pinned = SETS[kind]
+    return own or name, revision or (pinned if own in ("", name) else "")
+
+
+def hub(kind: str, config: str | None, split: str, source: str, advice: str) -> Iterable[Row]:
+    """Rows of the set that `--data KIND=SOURCE` means, of its pinned revision.
+
+    Raises UnreachableError at once where the hub does not answer, with `advice` on what to give instead, and where what
+    is there is of another revision: the hub's client takes any that it finds in its cache.
+    """
+    name, revision = named(kind, source)
     try:
         import datasets
         from huggingface_hub import HfApi
 
         if not os.environ.get("HF_HUB_OFFLINE"):  # set: the local cache answers or fails at once
-            HfApi().dataset_info(name, timeout=5)
-        found: Iterable[Row] = datasets.load_dataset(name, config, split=split)
+            revision = str(HfApi().dataset_info(name, revision=revision or None, timeout=5).sha)
+        found = datasets.load_dataset(name, config, split=split, revision=revision or None)
     except ImportError as error:
         raise UnreachableError("--data ...=hub needs `pip install datasets`, or a path in place of `hub`") from error
     except Exception as error:  # the hub's clients raise errors of a dozen libraries
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UnreachableError(f"{name} cannot be had from the hub ({why}); {advice}") from error
+    read = next(
+        (hash_ for file in found.cache_files if COMMIT.fullmatch(hash_ := Path(file["filename"]).parent.name)), ""
+    )
+    if COMMIT.fullmatch(revision) and read != revision:
+        raise UnreachableError(
+            f"{name} cannot be had from the hub in revision {revision[:8]}, and the cache holds "
+            f"{read[:8] or 'another'}; give --data {kind}=hub:{name}@{read or 'REVISION'} to take that, or {advice}"
+        )
+    _READ[kind, source] = f"{name}@{read or revision or 'unknown'}"
+    return cast(Iterable[Row], found)
+
+
+def revisions(data: Mapping[str, str]) -> dict[str, str]:
+    """Name of `--data` -> `OWNER/DATASET@REVISION`, of those that the hub gives. Nothing else is ever read under a
+    pinned one, so it is told where nothing has been read yet."""
+    found: dict[str, str] = {}
+    for kind, source in data.items():
+        if is_hub(source) and kind in SETS:
+            name, revision = named(kind, source)
+            told = _READ.get((kind, source)) or (f"{name}@{revision}" if COMMIT.fullmatch(revision) else "")
+            found |= {kind: told} if told else {}
     return found
 
 
@@ -55,18 +104,22 @@ def local(source: str, splits: Sequence[str], advice: str) -> Iterator[tuple[Pat
     for split in splits:
         files = sorted(_files(Path(source).expanduser(), split))
         if files:
-            for file in files:
-                try:
-                    for row in read(file):
-                        if not isinstance(row, Mapping):
-                            raise ValueError(f"a row is a {type(row).__name__}")
-                        yield file, row
-                except OSError as error:
-                    raise UserError(f"cannot read {file}: {error.strerror or error}; {advice}") from error
-                except (ValueError, EOFError, csv.Error, zlib.error) as error:
-                    raise UserError(f"{file} is not laid out as its name says ({error}); {advice}") from error
+            yield from ((file, row) for file in files for row in whole(file, advice))
             return
     raise UserError(f"{source} has no rows of {' or '.join(splits)}; {advice}")
+
+
+def whole(file: Path, advice: str) -> Iterator[Row]:
+    """Every row of one file. Raises UserError, with `advice`, where it cannot be read."""
+    try:
+        for row in read(file):
+            if not isinstance(row, Mapping):
+                raise ValueError(f"a row is a {type(row).__name__}")
+            yield row
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}; {advice}") from error
+    except (ValueError, EOFError, csv.Error, zlib.error) as error:
+        raise UserError(f"{file} is not laid out as its name says ({error}); {advice}") from error
 
 
 def _files(path: Path, split: str) -> Iterator[Path]:

@@ -60,7 +60,7 @@ def test_wrong_files(tmp_path):
 
 
 def test_hub_that_does_not_answer_is_missing(monkeypatch):
-    def refuse(self, name, timeout):
+    def refuse(self, name, revision, timeout):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)

@@ -175,7 +175,6 @@ def _tagged(answer: str) -> str:
 CRUX_OUTPUT = Benchmark(
     name="cruxeval_output",
     data="cruxeval",
-    hub=("cruxeval-org/cruxeval", None),
     what="CRUXEval's rows (id, code, input, output)",
     make=_output,
     stop=("[/ANSWER]",),

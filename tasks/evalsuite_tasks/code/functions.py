@@ -146,7 +146,6 @@ def _function(answer: str, problem: Problem) -> str | None:
 HUMANEVAL = Benchmark(
     name="humaneval",
     data="humaneval",
-    hub=("openai/openai_humaneval", None),
     what="HumanEval's rows (task_id, prompt, canonical_solution, test, entry_point)",
     make=_humaneval,
     stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
@@ -156,7 +155,6 @@ HUMANEVAL_PLUS = replace(
     HUMANEVAL,
     name="humaneval_plus",
     data="humaneval_plus",
-    hub=("evalplus/humanevalplus", None),
     what="HumanEval+'s rows (task_id, prompt, canonical_solution, entry_point; test, or base_input, plus_input, atol)",
     make=_humaneval_plus,
     seconds=lambda problem: 60.0,
@@ -164,7 +162,7 @@ HUMANEVAL_PLUS = replace(
 MBPP = Benchmark(
     name="mbpp",
     data="mbpp",
-    hub=("google-research-datasets/mbpp", "full"),
+    config="full",
     what="MBPP's rows (task_id, text, code, test_list, test_setup_code)",
     make=_mbpp_base,
     stop=("[DONE]",),
@@ -179,7 +177,6 @@ MBPP_PLUS = replace(
     MBPP,
     name="mbpp_plus",
     data="mbpp_plus",
-    hub=("evalplus/mbppplus", None),
     what="MBPP+'s rows in the hub's columns (task_id, prompt, code, test_list, test_imports, test)",
     make=_mbpp_plus,
     wanted=lambda row: True,

@@ -44,11 +44,11 @@ class Benchmark:
 
     name: str
     data: str  # the name that --data takes
-    hub: tuple[str, str | None]
     what: str  # its columns, for an error
     make: Callable[[Row], Problem]
     stop: tuple[str, ...]
     room: int  # tokens of an answer
+    config: str | None = None  # of the hub's set
     shots: int = 0  # examples before a problem, at most
     wanted: Callable[[Row], bool] = lambda row: True
     code: Callable[[str, Problem], str | None] = lambda text, problem: (
@@ -170,8 +170,7 @@ def load(bench: Benchmark, source: str, split: str = "test") -> Mapping[str, Pro
 
 def _rows(bench: Benchmark, source: str, split: str) -> Iterator[tuple[str, Row]]:
     if rows.is_hub(source):
-        name, config = bench.hub
-        given = rows.hub(name, config, split, source, bench.advice)
+        given = rows.hub(bench.data, bench.config, split, source, bench.advice)
         yield from ((f"row {i}", row) for i, row in enumerate(given))
     else:
         found = rows.local(source, (split, *(["train"] if split == "test" else [])), bench.advice)

@@ -15,7 +15,7 @@ from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Judged, Request, sample_id
 from evalsuite_tasks.code import cruxeval, functions
 from evalsuite_tasks.code.problems import Benchmark, Problem, fault, load, order
-from evalsuite_tasks.rows import UnreachableError
+from evalsuite_tasks.rows import UnreachableError, revisions
 
 PARTS: Mapping[str, Benchmark] = {
     bench.name: bench
@@ -44,6 +44,7 @@ class Code:
     licence = "MIT (HumanEval, CRUXEval), CC BY 4.0 (MBPP), Apache-2.0 (EvalPlus); given by the user, never shipped"
     source = "arXiv 2107.03374, 2108.07732, 2305.01210, 2401.03065; prompts as lm-eval 0.4.13, CRUXEval's as upstream"
     needs = "humaneval, humaneval_plus, mbpp, mbpp_plus, cruxeval (--data NAME=PATH or hub)"
+    revisions = staticmethod(revisions)
 
     def subtasks(self) -> tuple[str, ...]:
         """The benchmarks."""

@@ -13,7 +13,7 @@ from evalsuite_tasks import rows
 from evalsuite_tasks.mmlu.subjects import CATEGORY
 
 LETTERS = "ABCDEFGHIJ"
-HUB = {"mmlu": ("cais/mmlu", "all"), "mmlu_redux": ("edinburgh-dawg/mmlu-redux", None)}
+CONFIG = {"mmlu": "all", "mmlu_redux": None}  # of the hub's set
 WHAT = {
     "mmlu": "MMLU's dev and test rows (question, subject, choices, answer; or the CSV files of its repository)",
     "mmlu_redux": "MMLU-Redux's rows (question, subject, choices, answer, error_type; or its CSV files)",
@@ -65,9 +65,9 @@ def questions(kind: str, source: str, split: str) -> tuple[Question, ...]:
 
 
 def _from_hub(kind: str, source: str, split: str) -> Iterable[tuple[Path, rows.Row]]:
-    name, config = HUB[kind]
+    config = CONFIG[kind]
     for each in [config] if config else sorted(CATEGORY):  # MMLU-Redux has a configuration a subject
-        for row in rows.hub(name, each, split, source, advice(kind)):
+        for row in rows.hub(kind, each, split, source, advice(kind)):
             yield Path(each), row
 
 

@@ -36,7 +36,7 @@ Rows = tuple[rows.Row, ...]
 def questions(source: str, split: str) -> Mapping[str, Rows]:
     """Category -> its rows in the file's order, of "test" or "validation"."""
     if rows.is_hub(source):
-        found = rows.hub("TIGER-Lab/MMLU-Pro", None, split, source, ADVICE)
+        found = rows.hub("mmlu_pro", None, split, source, ADVICE)
     else:
         splits = (split, "val", "dev") if split == "validation" else (split,)
         found = (row for _, row in rows.local(source, splits, ADVICE))
@@ -70,6 +70,7 @@ class Pro:
     licence = "Apache-2.0 (code), MIT (data); given by the user, never shipped"
     source = "Wang et al. 2024, arXiv 2406.01574; github.com/TIGER-AI-Lab/MMLU-Pro; prompts as lm-eval 0.4.13"
     needs = "mmlu_pro (--data mmlu_pro=PATH or hub)"
+    revisions = staticmethod(rows.revisions)
 
     def subtasks(self) -> tuple[str, ...]:
         """The fourteen categories."""

@@ -23,7 +23,7 @@ from evalsuite.task import Cell, Count, Judged, Request, generator, sample_id
 from evalsuite_tasks.mmlu import data
 from evalsuite_tasks.mmlu.data import LETTERS, Question
 from evalsuite_tasks.mmlu.subjects import CATEGORIES, CATEGORY, SUBJECTS
-from evalsuite_tasks.rows import UnreachableError
+from evalsuite_tasks.rows import UnreachableError, revisions
 
 FORMS = ("letters", "permuted", "cloze")
 KNOBS: Mapping[str, tuple[Facet, ...]] = {"form": ("letters",), "shots": (5,), "filler": (0,)}
@@ -38,6 +38,7 @@ class Mmlu:
     licence = "MIT; given by the user, never shipped"
     source = "Hendrycks et al. 2021, arXiv 2009.03300; github.com/hendrycks/test; prompts as lm-eval 0.4.13"
     needs = "mmlu (--data mmlu=PATH or hub)"
+    revisions = staticmethod(revisions)
 
     def subtasks(self) -> tuple[str, ...]:
         """Four categories and 57 subjects."""

@@ -12,17 +12,15 @@ from typing import Any
 
 from evalsuite.errors import UserError
 from evalsuite.task import generator
-from evalsuite_tasks.rows import hub, is_hub
+from evalsuite_tasks.rows import SUFFIXES, hub, is_hub, local, whole
 
-HUB = {
-    "essays": ("baber/paul_graham_essays", None, "train"),
-    "squad": ("rajpurkar/squad_v2", None, "validation"),
-    "hotpotqa": ("hotpotqa/hotpot_qa", "distractor", "validation"),
-}
+HUB = {"essays": (None, "train"), "squad": (None, "validation"), "hotpotqa": ("distractor", "validation")}
+SPLITS = ("validation", "dev", "train")  # of questions in files, the first that is there
 WHAT = {
-    "essays": "Paul Graham's essays: a text file, or a folder of them",
-    "squad": "SQuAD's dev-v2.0.json",
-    "hotpotqa": "HotpotQA's hotpot_dev_distractor_v1.json",
+    "essays": "Paul Graham's essays (text files, or files with the hub's column text)",
+    "squad": "SQuAD's dev-v2.0.json, or files with the hub's columns (title, context, question, answers)",
+    "hotpotqa": "HotpotQA's hotpot_dev_distractor_v1.json, or files with the hub's columns (question, answer, "
+    "supporting_facts, context)",
 }
 
 
@@ -58,7 +56,7 @@ def advice(kind: str) -> str:
 @lru_cache(maxsize=8)
 def essays(source: str, punkt: bool) -> Essays:
     """Essays as sentences, split by `sentences`, the same everywhere, or by NLTK's punkt where it is installed."""
-    text = "\n".join(row["text"] for row in _hub("essays", source)) if is_hub(source) else _essay_text(Path(source))
+    text = _column(source, _hub("essays", source)) if is_hub(source) else _essay_text(Path(source))
     text = re.sub(r"\s+", " ", text).strip()
     if not text:
         raise UserError(f"--data essays={source} holds no text; {advice('essays')}")
@@ -71,14 +69,26 @@ def essays(source: str, punkt: bool) -> Essays:
 
 
 def _essay_text(path: Path) -> str:
+    """Text files, else files of rows, else the JSON object that RULER's own script writes."""
+    if path.name.endswith(".json"):
+        raw = _json("essays", str(path))
+        return _column(str(path), [raw] if isinstance(raw, dict) else raw)
     paths = sorted(path.glob("**/*.txt")) if path.is_dir() else [path]
+    saved = [p for p in paths or sorted(path.glob("**/*")) if p.is_file() and p.name.lower().endswith(SUFFIXES)]
+    if saved:
+        return "\n".join(_column(str(p), whole(p, advice("essays"))) for p in saved)
     try:
         texts = [p.read_text(encoding="utf-8", errors="replace") for p in paths]
     except OSError as error:
         raise UserError(f"cannot read essays {path}: {error.strerror or error}; {advice('essays')}") from error
-    if path.suffix == ".json":
-        return str(_json("essays", str(path))["text"])
     return "\n".join(texts)
+
+
+def _column(source: str, rows: Iterable[Mapping[str, Any]]) -> str:
+    try:
+        return "\n".join(str(row["text"]) for row in rows)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"--data essays={source} lacks the column 'text'; {advice('essays')}") from error
 
 
 _ABBREVIATION = re.compile(
@@ -112,13 +122,25 @@ def sentences(text: str, punkt: bool = False) -> list[str]:
 def corpus(kind: str, source: str) -> Corpus:
     """The questions and documents of "squad" or "hotpotqa"."""
     try:
-        if is_hub(source):
-            rows = _hub(kind, source)
-            return _squad(_squad_rows(rows)) if kind == "squad" else _hotpotqa(_hotpotqa_rows(rows))
-        raw = _json(kind, source)
-        return _squad(_squad_articles(raw)) if kind == "squad" else _hotpotqa(raw)
-    except (KeyError, TypeError, IndexError) as error:
+        if not is_hub(source) and source.lower().endswith((".json", ".json.gz")):
+            raw = _json(kind, source)
+            made = _squad(_squad_articles(raw)) if kind == "squad" else _hotpotqa(raw)
+        else:
+            rows = _hub(kind, source) if is_hub(source) else (row for _, row in local(source, SPLITS, advice(kind)))
+            made = _squad(_squad_rows(rows)) if kind == "squad" else _hotpotqa(_hotpotqa_rows(rows))
+    except KeyError as error:
+        raise UserError(f"--data {kind}={source} lacks the column {error}; {advice(kind)}") from error
+    except (TypeError, IndexError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"--data {kind}={source} is not laid out as the official file; {advice(kind)}") from error
+    if not made.questions:
+        raise UserError(f"--data {kind}={source} holds no questions; {advice(kind)}")
+    if len({(each.text, each.gold) for each in made.questions}) < len(made.questions) // 2 + 1:
+        raise UserError(
+            f"--data {kind}={source} holds its questions twice; give one of its folders, such as `distractor`"
+        )
+    return made
 
 
 def _json(kind: str, source: str) -> Any:
@@ -199,8 +221,8 @@ def _hotpotqa(rows: list[dict[str, Any]]) -> Corpus:
 
 
 def _hub(kind: str, source: str) -> Iterable[Mapping[str, Any]]:
-    name, config, split = HUB[kind]
-    return hub(name, config, split, source, advice(kind))
+    config, split = HUB[kind]
+    return hub(kind, config, split, source, advice(kind))
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from evalsuite.errors import UserError, unknown
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Document, Request, sample_id
-from evalsuite_tasks.rows import UnreachableError
+from evalsuite_tasks.rows import UnreachableError, revisions
 from evalsuite_tasks.ruler import data, natural, scoring, summary, terse, training
 from evalsuite_tasks.ruler.fit import Draft, fit
 from evalsuite_tasks.ruler.item import Item
@@ -23,7 +23,8 @@ class Ruler:
     version = 1
     licence = "Apache-2.0; SQuAD and HotpotQA CC BY-SA 4.0, essays (c) Paul Graham: given by the user, never shipped"
     source = "Hsieh et al. 2024, arXiv 2404.06654; github.com/NVIDIA/RULER c3f5e3b"
-    needs = "essays, squad, hotpotqa (--data NAME=PATH) for 7 of the 13 tasks"
+    needs = "essays, squad, hotpotqa (--data NAME=PATH or hub) for 7 of the 13 tasks"
+    revisions = staticmethod(revisions)
 
     def subtasks(self) -> tuple[str, ...]:
         return TASKS
