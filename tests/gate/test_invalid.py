@@ -119,6 +119,12 @@ def tokenised_otherwise(two: Two) -> None:
         row["prompt_tokens"] = 10
 
 
+@case("choices", "choices are by log probability on one side and generated on the other, 300: toy/a/length=256/0")
+def choices_answered_otherwise(two: Two) -> None:
+    for row in two.old:
+        row["choice_logprobs"] = [-1.0, -2.0]
+
+
 @case("errors", "more samples that failed than the 0.0% allowed, in 1: toy.a 1 of 150 (out of memory)")
 def an_error(two: Two) -> None:
     two.new[5] |= {"finish": "error", "error": "out of memory", "score": 0.0}

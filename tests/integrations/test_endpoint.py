@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,10 +64,14 @@ class Served:
         return [line["prompt"] for line in map(json.loads, lines) if line["status"] == 200]
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
+@pytest.fixture(params=["full"])
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     (tmp_path / "server").mkdir()
-    made = Served(tmp_path / "server", ZOO / "full")
+    checkpoint = ZOO / "full"
+    if request.param != "full":
+        checkpoint = shutil.copytree(checkpoint, tmp_path / "full")
+        (checkpoint / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0]['content'] }}")
+    made = Served(tmp_path / "server", checkpoint)
     made.start()
     yield made
     made.kill()
@@ -161,6 +166,20 @@ def test_choices_of_a_server_without_log_probabilities_are_told_apart(served: Se
     assert shown.returncode == 0, shown.stderr
     assert "UNLIKE knowledge" in shown.stdout
     assert "by log probability and by generated text" in shown.stdout
+
+
+@pytest.mark.parametrize("served", ["chat"], indirect=True)
+def test_a_chat_is_counted_with_its_template(served: Served, tmp_path: Path) -> None:
+    asked = ["--tasks", "multihop.graph", "--lengths", "256", "--limit", "3"]
+    process = begin(served, tmp_path / "served", asked, chat="true")
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    theirs, ours = store.read(tmp_path / "served" / "full"), in_process(tmp_path / "own", asked)
+    assert (theirs.meta["identity"]["api"], theirs.meta["identity"]["tokens"]) == ("chat", "checked")
+    for a, b in zip(ours.rows, theirs.rows, strict=True):
+        assert b["error"] == ""
+        assert (a["answer"], a["score"]) == (b["answer"], b["score"])
+        assert b["prompt_tokens"] == a["prompt_tokens"] + 1  # behind a template's <s> the first space is a token
 
 
 class Scoring(Handler):

@@ -32,7 +32,9 @@ class Listened:
             status[0] = message.get("status", status[0])
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body") and body:
-                line = {"prompt": json.loads(body)["prompt"], "status": status[0]}
+                asked = json.loads(body)
+                prompt = asked["prompt"] if "prompt" in asked else asked["messages"][-1]["content"]
+                line = {"prompt": prompt, "status": status[0]}
                 os.write(self.log, (json.dumps(line) + "\n").encode())
 
         await self.app(scope, hear, say)
