@@ -60,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self.reply(401, {"error": {"message": f"Incorrect key: {given}", "code": "invalid_api_key"}})
             if prompt in server.poison:
                 return self.reply(500, {"error": "this one never works"})
+            if server.echo_fault is not None and body.get("echo"):
+                return server.echo_fault(self)
             if fault is not None:
                 return fault(self)
             time.sleep(server.seconds)
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             values = [None, *(-server.surprise(token, tokens[:i]) for i, token in enumerate(told[1:], 1))]
             choice["text"] = prompt + " end"
             choice["logprobs"] = {"tokens": told, "token_logprobs": values, "top_logprobs": None, "text_offset": []}
-        value = {"id": "x", "object": "text_completion", "model": "wise-2026", "choices": [choice]}
+        value = {"id": "x", "object": "text_completion", "model": server.calls_itself, "choices": [choice]}
         if server.usage:
             value["usage"] = {"prompt_tokens": len(tokens), "completion_tokens": 1, "total_tokens": len(tokens) + 1}
         return value
@@ -100,6 +102,7 @@ class Strict(ThreadingHTTPServer):
         self.key, self.seconds, self.cuts, self.busy, self.most = "", 0.0, 0, 0, 0
         self.lists = self.tells_context = self.logprobs = self.usage = True
         self.armed = False
+        self.calls_itself, self.echo_fault = "wise-2026", None
         self.says = lambda prompt: f" {prompt.split()[-1]}"
         self.surprise = lambda token, before: float(len(token))
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

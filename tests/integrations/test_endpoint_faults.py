@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,8 +16,6 @@ from transformers import PreTrainedTokenizerFast
 from evalsuite import compare, store
 from evalsuite.errors import UserError
 from evalsuite.integrations.endpoint import open_endpoint
-from evalsuite.integrations.endpoint.choices import chosen
-from evalsuite.models import load
 from evalsuite.plan import Selection, make
 from evalsuite.records import Sample, Score
 from evalsuite.runner import run
@@ -233,6 +229,15 @@ def test_a_server_without_log_probabilities_is_told_apart(server: Strict, tmp_pa
         opened(server, choices="logprobs")
 
 
+def test_a_refused_echo_means_generation_and_a_failing_one_means_nothing(server: Strict) -> None:
+    server.echo_fault = status(400, "echo is not supported with logprobs")
+    assert opened(server).identity()["choices"] == "generation"
+    server.echo_fault = status(503, "busy")  # as it may be for a moment: no reason to score otherwise
+    with pytest.raises(UserError, match="if it fails at log probabilities alone, add choices=generation"):
+        opened(server, patience=1)
+    assert opened(server, choices="generation").identity()["choices"] == "generation"
+
+
 def test_a_run_never_mixes_the_two_kinds_of_scores(server: Strict, tmp_path: Path) -> None:
     run(opened(server), plan("pick", limit=2), tmp_path)
     server.logprobs = False
@@ -243,6 +248,19 @@ def test_a_run_never_mixes_the_two_kinds_of_scores(server: Strict, tmp_path: Pat
     server.logprobs = False  # and not in the middle of a run either
     found = run(model, plan("pick", limit=2), tmp_path)
     assert all("no log probabilities of the prompt" in row["error"] for row in found.rows)
+
+
+def test_a_server_that_comes_back_as_another_model_is_found_out(server: Strict, tmp_path: Path) -> None:
+    model = opened(server, concurrency=1)
+    list(model.answer(samples(1)))
+    server.calls_itself = "wise-2027"
+    with pytest.raises(UserError, match="answers as 'wise-2027', and began as 'wise-2026'"):
+        list(model.answer(samples(1)))
+    server.calls_itself = "wise-2026"
+    run(opened(server), plan("say", limit=2), tmp_path)
+    server.calls_itself = "wise-2027"
+    with pytest.raises(UserError, match=r'model\.answers as: "wise-2026" -> "wise-2027"'):
+        run(opened(server), plan("say", limit=4), tmp_path)
 
 
 def test_a_key_is_written_nowhere(server: Strict, tmp_path: Path, monkeypatch) -> None:
@@ -264,31 +282,6 @@ def test_a_key_is_written_nowhere(server: Strict, tmp_path: Path, monkeypatch) -
     server.arm()
     list(opened(server).answer(samples(1)))
     assert not any("Authorization" in headers for headers in server.headers)
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ("", "needs base_url"),
-        ("base_url=http://h/v1", "needs model"),
-        ("base_url=h/v1,model=x", "base_url is no address"),
-        ("base_url=http://me:hunter2@h/v1,model=x", "key_env=VARIABLE"),
-        ("base_url=http://h/v1?key=hunter2,model=x", "key_env=VARIABLE"),
-        ("base_url=http://h/v1,model=x,api_key=hunter2", "key_env=VARIABLE"),
-        ("base_url=http://h/v1,model=x,concurency=3", "did you mean 'concurrency'"),
-        ("base_url=http://h/v1,model=x,concurrency=0", "concurrency=0 is no whole number"),
-        ("base_url=http://h/v1,model=x,rate=fast", "rate=fast is no number"),
-        ("base_url=http://h/v1,model=x,chat=yes", "chat=yes is neither true nor false"),
-        ("base_url=http://h/v1,model=x,wording=curt", "unknown wording 'curt'"),
-        ("base_url=http://h/v1,model=x,context=", "context has no value"),
-        ("base_url=http://h/v1,model=x,chat=true,choices=logprobs", "leave choices=logprobs or chat=true out"),
-    ],
-)
-def test_mistakes_are_one_line_before_anything_is_sent(args: str, said: str) -> None:
-    with pytest.raises(UserError, match=said) as caught:
-        load(f"openai:{args}")
-    assert "\n" not in str(caught.value)
-    assert "hunter2" not in str(caught.value)
 
 
 def test_the_context_is_stated_or_asked_of_the_server(server: Strict) -> None:
@@ -361,30 +354,3 @@ def test_an_interrupt_does_not_wait_for_the_server(server: Strict) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(model.answer(samples(8)))
     assert time.monotonic() - began < 5
-
-
-def test_a_missing_package_is_one_line() -> None:
-    code = (
-        "import sys\nsys.modules['httpx2'] = None\n"
-        "from evalsuite.models import load\nload('openai:base_url=http://h/v1,model=x')"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert told.stderr.splitlines()[-1].endswith("needs httpx2; pip install 'evalsuite[endpoint]'")
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        (" A", " A"), ("A.", " A"), ("**B**", " B"), ("The answer is (B) because", " B"), ("Answer: A\nFor", " A"),
-        ("A cat sat", None), ("b", None), ("", None), ("Both A and B", None), ("B) no", " B"), ("AB", None),
-    ],
-)  # fmt: skip
-def test_a_generated_letter(text: str, wanted: str | None) -> None:
-    assert chosen(text, (" A", " B")) == wanted
-
-
-def test_a_generated_phrase() -> None:
-    options = (" red", " red wine", " it's")
-    assert [chosen(text, options) for text in ("red wine, please", "reddish", "Red", "It's", "it's so")] == [
-        " red wine", None, None, None, " it's",
-    ]  # fmt: skip

@@ -50,7 +50,7 @@ class Endpoint:
         self.limit = "max_tokens"
         self.checked = self.counter is not None  # counts of tokens, against what the server says that it read
         self._more = 0  # tokens that the server counts beside the tokenizer's: a beginning of the text, for one
-        self._models: set[str] = set()
+        self._answers_as = ""  # what the server calls what answers
         self._backends: set[str] = set()
 
     @classmethod
@@ -60,7 +60,7 @@ class Endpoint:
             server = Server(given)
             with portal.wrap_async_context_manager(server.client()) as client:
                 says = portal.call(_says, server, client, given.model)
-                told = next((int(says[name]) for name in CONTEXTS if says.get(name)), 0)
+                told = next((size for name in CONTEXTS if isinstance(size := says.get(name), int)), 0)
                 if not told and not given.context:
                     raise UserError(f"openai: {server.url} does not say how long a context it serves; give context=N")
                 if told and given.context > told:
@@ -77,6 +77,7 @@ class Endpoint:
             "server": self.server.url,
             "model": self.given.model,
             "says": dict(self.says),
+            "answers as": self._answers_as,
             "api": "chat" if self.given.chat else "completions",
             "choices": self.choices,
             "tokenizer": self.counter.digest() if self.counter else "",
@@ -85,8 +86,7 @@ class Endpoint:
 
     def ran(self) -> Mapping[str, list[str]]:
         """What the server said of itself with its answers."""
-        told = {"server model": sorted(self._models), "server backend": sorted(self._backends)}
-        return {name: values for name, values in told.items() if values}
+        return {"server": sorted(self._backends)} if self._backends else {}
 
     def count(self, text: str) -> int:
         """Tokens that a prompt costs. Raises UserError without a tokenizer: nothing else knows."""
@@ -192,7 +192,14 @@ class Endpoint:
         given = answer.get("choices")
         if not isinstance(given, list) or not given or not isinstance(given[0], dict):
             raise UserError(f"{self.server.url}{path} answers without `choices`: it is no OpenAI-compatible server")
-        self._models |= {str(answer["model"])} if answer.get("model") else set()
+        now = str(answer.get("model") or "")
+        if opening:
+            self._answers_as = now
+        elif now != self._answers_as:
+            raise UserError(
+                f"{self.server.url} answers as {now!r}, and began as {self._answers_as!r}: another model would mix its "
+                "answers in; take another --out, or start the server as it was"
+            )
         self._backends |= {str(answer["system_fingerprint"])} if answer.get("system_fingerprint") else set()
         read = (answer.get("usage") or {}).get("prompt_tokens")
         if self.checked and read != counted:
