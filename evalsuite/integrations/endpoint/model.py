@@ -24,9 +24,9 @@ STOPS = 4  # stop strings that every server takes
 PROBE = "Zoë counted 31,415 apples:\n\tdef f(x): return x**2  # naïve café, 東京"
 CONTEXTS = ("max_model_len", "context_length", "context_window")  # as servers call it
 SAYS = ("id", "owned_by", "root", "parent", *CONTEXTS)  # of the listed model; the rest changes with every request
-TOO_LONG = re.compile(
-    r"context.?(length|window|size)|context_length_exceeded|maximum (context|sequence|model|input)|max_model_len|"
-    r"too long|too many tokens",
+OWN = re.compile(  # a refusal of this prompt, which the next may not meet: too long, or held back by a filter
+    r"context.?(length|window|size)|maximum (context|sequence|model|input)|max_model_len|too long|too many tokens|"
+    r"content.?(filter|policy|management)|safety (system|filter)",
     re.IGNORECASE,
 )
 
@@ -129,11 +129,13 @@ class Endpoint:
             try:
                 return await (self._choose if sample.choices else self._generate)(client, sample)
             except RefusedError as error:
-                if not TOO_LONG.search(error.said):
+                if error.status != 413 and not OWN.search(error.said):
                     raise  # a fault of the request: the next sample's would be refused too
                 return Completion(
                     sample.id, "", 0, finish="error", error=f"the server refused the prompt: {error.said}"
                 )
+            except AwayError as error:
+                raise UserError(f"{error} (asked: {sample.id})") from error
             except CutError as error:
                 return Completion(sample.id, "", 0, finish="error", error=str(error))
 
