@@ -199,6 +199,11 @@ def test_another_models_tokenizer_is_refused(server: Strict) -> None:
     zoo = Path(__file__).parents[2] / "evalsuite" / "zoo" / "full"
     with pytest.raises(UserError, match=r"makes \d+ tokens of a text of which .* reads \d+; give the tokenizer"):
         opened(server, tokenizer=zoo)
+    with pytest.raises(UserError, match="tokenizer=/nowhere/none cannot be had") as caught:
+        opened(server, tokenizer="/nowhere/none")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="has no chat template"):
+        opened(server, tokenizer=zoo, chat="true")
 
 
 def test_choices_by_log_probability(server: Strict, words: Path) -> None:
