@@ -1,0 +1,91 @@
+"""Small models of every architecture with weights at random: what tests and the bench compare on."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 96
+HYBRID = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2}
+GATED = {
+    "num_hidden_layers": 4,
+    "layer_types": HYBRID,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+}
+LATENT = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+INDEXED = LATENT | {"index_n_heads": 16, "index_head_dim": 32, "index_topk": 12}
+WINDOWS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+
+SMALL: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 2},
+    "qwen3": {
+        "num_hidden_layers": 4, "head_dim": 16, "layer_types": WINDOWS, "sliding_window": 7, "use_sliding_window": True
+    },
+    "gpt_oss": EXPERTS | {"num_hidden_layers": 4, "head_dim": 16, "layer_types": WINDOWS, "sliding_window": 7},
+    "kimi_linear": EXPERTS | LATENT | {
+        "num_hidden_layers": 4, "layer_types": HYBRID, "q_lora_rank": None, "linear_head_dim": 16, "linear_num_heads": 4
+    },
+    "qwen3_next": EXPERTS | GATED | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen3_5_text": GATED,
+    "olmo_hybrid": GATED | {"linear_num_key_heads": 4},
+    "minimax": EXPERTS | {"num_hidden_layers": 4, "head_dim": 16, "layer_types": HYBRID, "block_size": 16},
+    "deepseek_v32": EXPERTS | INDEXED,
+    "glm_moe_dsa": EXPERTS | INDEXED | {"indexer_types": ["full", "shared", "full"]},
+}  # fmt: skip
+
+
+def build(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A model of `SMALL` on the CPU in fp32, ready to be asked; `changes` go over its configuration.
+
+    Its weights are spread wider than at the start of a training, where layers write so little that no fault in them
+    would be seen in the logits.
+    """
+    config = AutoConfig.for_model(name, **(COMMON | SMALL[name] | changes))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2 and parameter.shape[0] > 1:
+                parameter.normal_(0.0, 1.2 * parameter.shape[-1] ** -0.5, generator=generator)
+            elif parameter.isnan().any() or parameter.abs().max() > 1e3:  # made empty
+                parameter.normal_(0.0, 1.0, generator=generator)
+        _settle(model, generator)
+    return model
+
+
+def _settle(model: PreTrainedModel, generator: torch.Generator) -> None:
+    """Attention sinks are left empty by transformers until a checkpoint is read."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            parameter.normal_(0.0, 1.0, generator=generator)

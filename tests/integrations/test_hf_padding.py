@@ -1,0 +1,152 @@
+"""Padding is never attended, and what the operators cannot mask is refused rather than attended."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from evalsuite.errors import UserError
+from evalsuite.integrations.hf import use
+from evalsuite.integrations.hf.cases import SMALL, VOCABULARY, build
+from evalsuite.integrations.hf.packing import packing
+
+NAMES = sorted(SMALL)
+T, PAD = 40, 11
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def tokens(rows: int = 1) -> torch.Tensor:
+    return torch.randint(2, VOCABULARY, (rows, T), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("rows", [1, 3])  # of one row some releases of transformers skip the mask: pull request 46773
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_no_bit_and_no_padding_the_same_logits(name: str, rows: int) -> None:
+    model, x = build(name), tokens(rows)
+    mask = torch.ones_like(x)
+    mask[0, :PAD] = 0
+    use(model)
+    other = x.clone()
+    other[0, :PAD] = VOCABULARY - 1 - x[0, :PAD]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found, again = (model(y, attention_mask=mask, position_ids=positions, use_cache=False).logits for y in (x, other))
+    assert torch.equal(found[mask.bool()], again[mask.bool()])
+    alone = model(x[:1, PAD:], use_cache=False).logits
+    assert (found[0, PAD:] - alone[0]).abs().max() < 1e-4 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_at_the_right_too(name: str) -> None:
+    model, x = build(name), tokens(2)
+    mask = torch.ones_like(x)
+    mask[0, -PAD:] = 0
+    use(model)
+    found = model(x, attention_mask=mask, use_cache=False).logits
+    alone = model(x[:1, :-PAD], use_cache=False).logits
+    assert (found[0, :-PAD] - alone[0]).abs().max() < 1e-4 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "deepseek_v32", "glm_moe_dsa"])
+def test_padding_in_a_stretch_behind_a_cache(name: str) -> None:
+    """Both stretches of a row begin with padding. (A short convolution or a window counts places, padding's too.)"""
+    model, x = build(name, layer_types=None) if name == "qwen3" else build(name), tokens(2)
+    mask = torch.ones_like(x)
+    mask[1, :8], mask[1, 20:26] = 0, 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    swapped = use(model)
+    cache, parts = {}, []
+    for start, stop in ((0, 20), (20, T)):
+        asked = {"attention_mask": mask[:, :stop], "position_ids": positions[:, start:stop], "use_cache": True}
+        out = model(x[:, start:stop], **asked, **cache)
+        cache = {"past_key_values": out.past_key_values}
+        parts.append(out.logits)
+    real = mask[1].bool()
+    found = torch.cat(parts, 1)[1][real]
+    alone = model(x[1][real][None], use_cache=False).logits[0]
+    assert (found - alone).abs().max() < 1e-4 * alone.abs().max()
+    assert set(swapped.calls.values()) == {3}
+
+
+def test_a_row_that_is_all_padding_gives_numbers() -> None:
+    model, x = build("qwen3_next"), tokens(2)
+    mask = torch.ones_like(x)
+    mask[1] = 0
+    use(model)
+    found = model(x, attention_mask=mask, use_cache=False).logits
+    assert found.isfinite().all()
+
+
+def test_what_is_not_causal_attention_over_one_row_is_refused() -> None:
+    model, x = build("llama"), tokens()
+    use(model)
+    packed = torch.cat([torch.arange(25), torch.arange(15)])[None]
+    with pytest.raises(UserError, match="not causal over one sequence a row"):
+        model(x, position_ids=packed, use_cache=False)
+    with pytest.raises(UserError, match=r"an attention mask \[1, 1, 40, 40\] of torch.float32"):
+        model(x, attention_mask=torch.zeros(1, 1, T, T), use_cache=False)
+    with pytest.raises(UserError, match="static one"):
+        model(x, past_key_values=StaticCache(config=model.config, max_cache_len=64), use_cache=True)
+    model.config.is_causal = False
+    with pytest.raises(UserError, match="not causal"):
+        model(x, attention_mask=torch.ones_like(x), use_cache=False)
+
+
+def test_packed_sequences_of_linear_layers_are_refused() -> None:
+    model = build("qwen3_next")
+    use(model)
+    with pytest.raises(UserError, match="packed sequences"):
+        model(tokens(), use_cache=False, cu_seq_lens_q=torch.tensor([0, 20, T]))
+
+
+def test_a_mask_of_the_new_tokens_alone_is_refused() -> None:
+    model, x = build("minimax"), tokens()
+    use(model)
+    out = model(x[:, :30], use_cache=True)
+    short = torch.tensor([[0] + [1] * 9])
+    with pytest.raises(UserError, match="covers 10 tokens and there are 40 keys"):
+        model(x[:, 30:], attention_mask=short, past_key_values=out.past_key_values, use_cache=True)
+
+
+def test_dropout_is_refused() -> None:
+    model = build("llama", attention_dropout=0.5).train()
+    use(model)
+    with pytest.raises(UserError, match="dropout"):
+        model(tokens(), use_cache=False)
+
+
+def test_gaps_and_windows() -> None:
+    model, x = build("gpt_oss"), tokens()
+    mask = torch.ones_like(x)
+    mask[0, 20:25] = 0
+    use(model)
+    with pytest.raises(UserError, match="padding between tokens"):
+        model(x, attention_mask=mask, use_cache=False)
+    one_side = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    assert packing(one_side, 4, 4, window=2) is not None
+
+
+def test_packing_takes_the_last_keys_of_a_longer_mask() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
+    assert packing(mask, 1, 3) is None
+    packed: Any = packing(mask, 2, 4)
+    assert packed.cu_keys.tolist() == [0, 3, 7]
+    assert packed.cu_queries.tolist() == [0, 2, 4]
+    x = torch.arange(8.0).view(2, 4, 1)
+    assert packed.pack_keys(x)[0, :, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert packed.spread(packed.pack_queries(x[:, 2:])).equal(x[:, 2:])
+
+
+def test_a_window_longer_and_shorter_than_the_cache() -> None:
+    for window in (1, 2, T, 3 * T):
+        model, x = build("qwen3", sliding_window=window), tokens()
+        wanted = model(x, use_cache=False).logits
+        use(model)
+        cache = DynamicCache(config=model.config)
+        parts = [model(part, past_key_values=cache, use_cache=True).logits for part in (x[:, :9], x[:, 9:])]
+        assert (torch.cat(parts, 1) - wanted).abs().max() < 1e-4 * wanted.abs().max()
