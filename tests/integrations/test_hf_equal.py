@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evalsuite.integrations.hf import use
 from evalsuite.integrations.hf.cases import SMALL, VOCABULARY, build
+from evalsuite_kernels import record
 
 LIMIT = 1e-4
 T, PAD = 90, 23  # more than a chunk of 64 tokens, an index's 12 keys and a window's 7
@@ -129,6 +130,35 @@ def test_greedy_tokens(model: PreTrainedModel) -> None:
     assert alone.tolist() == wanted[1].tolist()
     assert len(set(alone.tolist())) > 4  # a model that repeats itself would agree with any
     assert set(swapped.calls.values()) == {128}
+
+
+@pytest.mark.parametrize("name", ["kimi_linear", "olmo_hybrid"])
+def test_keys_as_short_as_the_norms_epsilon(name: str) -> None:
+    model, (tokens, _) = build(name), prompts()
+    for path, parameter in model.named_parameters():
+        if path.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight", "linear_attn.k_proj.weight")):
+            parameter.mul_(1e-3)
+    wanted = model(tokens, use_cache=False).logits
+    swapped = use(model)
+    assert apart(model(tokens, use_cache=False).logits, wanted) < LIMIT
+    swapped.undo()
+
+
+@pytest.mark.parametrize("name", ["glm_moe_dsa", "gpt_oss", "minimax", "qwen3_next"])
+def test_the_kernels_of_gpus_in_the_interpreter(name: str) -> None:
+    model = build(name)
+    tokens, mask = (x[:, PAD - 5 : PAD + 11] for x in prompts())
+    wanted = model(tokens, attention_mask=mask, use_cache=False).logits
+    swapped, real = use(model), mask.bool()
+    cache, found = {}, []
+    with record.meaning("triton"), record.listening() as heard:
+        for start, stop in ((0, 10), (10, 15), (15, 16)):
+            asked = {"attention_mask": mask[:, :stop], "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, start:stop]}
+            out = model(tokens[:, start:stop], use_cache=True, **asked, **cache)
+            cache = {"past_key_values": out.past_key_values}
+            found.append(out.logits)
+    assert apart(torch.cat(found, 1)[real], wanted[real]) < LIMIT
+    assert record.told(heard) == {name: ["triton"] for row in swapped.layers for name in row["operators"]}
 
 
 def test_gradients_reach_the_weights_as_in_transformers() -> None:

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import sys
 from types import MethodType
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evalsuite.errors import UserError
 from evalsuite.integrations.hf import Swapped, use
@@ -60,6 +61,28 @@ def test_a_second_model_of_the_class_and_even_of_the_config_is_untouched(name: s
     assert torch.equal(logits(second), before)
     assert swapped.calls.total() == counted
     assert untouched(second)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_what_transformers_would_call_is_not_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the torch path")
+
+    model = build(name)
+    swapped = use(model)
+    module = sys.modules[type(model).__module__]
+    replaced = [each for each in vars(module) if each.endswith(("delta_rule", "delta_attention", "attention_forward"))]
+    for each in replaced:
+        monkeypatch.setattr(module, each, never)
+    for each in vars(module).values():
+        if isinstance(each, type) and each.__name__.endswith(("Indexer", "LightningAttention")):
+            monkeypatch.setattr(each, "forward", never)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", never)
+    with torch.no_grad():
+        model.generate(TOKENS, max_new_tokens=3, do_sample=False)
+    swapped.undo()
+    with pytest.raises(AssertionError, match="the torch path"):
+        logits(model)
 
 
 def test_two_swapped_models_count_apart() -> None:
@@ -203,6 +226,27 @@ def test_hooks_of_a_device_map_go_on_around_the_kernels(name: str) -> None:
     swapped.undo()
     assert torch.equal(logits(model), wanted)
     assert len(seen) == 2 * len(swapped.layers[0]["operators"])
+
+
+@pytest.mark.parametrize("name", ["kimi_linear", "minimax", "deepseek_v32"])
+def test_a_device_map_that_keeps_layers_on_disk(name: str, tmp_path: Any) -> None:
+    pytest.importorskip("accelerate")
+    model = build(name)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    wanted, last = logits(model), len(model.model.layers) - 1
+    where = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu"}
+    where |= {f"model.layers.{i}": "disk" if i in (0, last) else "cpu" for i in range(last + 1)}
+    there = {
+        key: value for key, value in where.items() if key != "model.rotary_emb" or hasattr(model.model, "rotary_emb")
+    }
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", device_map=there, offload_folder=tmp_path / "off", dtype=torch.float32
+    )
+    assert any(parameter.is_meta for parameter in again.parameters())
+    swapped = use(again)
+    assert swapped.as_record()["layers"] == swapped.layers
+    assert (logits(again) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert swapped.calls.total() == sum(len(row["operators"]) for row in swapped.layers)
 
 
 def test_saved_and_read_again_a_swapped_model_is_a_plain_one(tmp_path: Any) -> None:

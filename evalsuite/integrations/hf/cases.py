@@ -64,28 +64,64 @@ SMALL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model of `SMALL` on the CPU in fp32, ready to be asked; `changes` go over its configuration.
+_HEADS = {"hidden_size": 512, "intermediate_size": 768, "head_dim": 128}
+_GATED = _HEADS | {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
+_LATENT = {
+    "hidden_size": 512,
+    "q_lora_rank": 256,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+# what makes their heads as wide as those of published models
+WIDE: dict[str, dict[str, Any]] = {
+    "llama": _HEADS,
+    "qwen3": _HEADS | {"sliding_window": 100},
+    "gpt_oss": _HEADS | {"sliding_window": 128},
+    "kimi_linear": _LATENT | {"q_lora_rank": None, "linear_head_dim": 128},
+    "qwen3_next": _GATED,
+    "qwen3_5_text": _GATED,
+    "olmo_hybrid": _GATED,
+    "minimax": _HEADS | {"block_size": 256},
+    "deepseek_v32": _LATENT | {"index_head_dim": 128},
+    "glm_moe_dsa": _LATENT | {"index_head_dim": 128},
+}
 
-    Its weights are spread wider than at the start of a training, where layers write so little that no fault in them
-    would be seen in the logits.
+
+def steady(name: str, tokens: int) -> dict[str, Any]:
+    """What makes rounding turn no choice over, or little hang on it: all experts take part, and an index leaves out a
+    third of the tokens."""
+    given = {"num_experts_per_tok": EXPERTS["num_experts"], "index_topk": tokens * 2 // 3}
+    return {key: value for key, value in given.items() if key in SMALL[name]}
+
+
+def build(
+    name: str, seed: int = 0, *, gain: float = 1.2, embedding: float = 0.0, device: str = "cpu", **changes: Any
+) -> PreTrainedModel:
+    """A model of `SMALL` in fp32, ready to be asked.
+
+    Args:
+        name: of an architecture.
+        seed: of its weights.
+        gain: matrices [N, K] are spread by gain K^-0.5; wider than at the start of a training, where layers write so
+            little that no fault in them would be seen in the logits.
+        embedding: spread of the embeddings where not as that of other matrices. At 1, layers add to what they are
+            handed as in a trained model, instead of replacing it, and rounding does not grow from layer to layer.
+        device: where it is made; other devices draw other weights.
+        changes: over the configuration.
     """
     config = AutoConfig.for_model(name, **(COMMON | SMALL[name] | changes))
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(seed)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for full_name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and parameter.shape[0] > 1:
-                parameter.normal_(0.0, 1.2 * parameter.shape[-1] ** -0.5, generator=generator)
-            elif parameter.isnan().any() or parameter.abs().max() > 1e3:  # made empty
+                parameter.normal_(0.0, gain * parameter.shape[-1] ** -0.5, generator=generator)
+            elif full_name.endswith("sinks"):  # left empty until a checkpoint is read
                 parameter.normal_(0.0, 1.0, generator=generator)
-        _settle(model, generator)
+        if embedding:
+            model.get_input_embeddings().weight.normal_(0.0, embedding, generator=generator)
     return model
-
-
-def _settle(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Attention sinks are left empty by transformers until a checkpoint is read."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("sinks"):
-            parameter.normal_(0.0, 1.0, generator=generator)

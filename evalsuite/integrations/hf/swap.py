@@ -43,7 +43,10 @@ class Swapped:
         widest.append(
             (getattr(config, "qk_nope_head_dim", None) or 0) + (getattr(config, "qk_rope_head_dim", None) or 0)
         )
-        example = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
+        where = next(
+            (p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu")
+        )  # meta: offloaded
+        example = torch.empty(0, dtype=self.model.dtype, device=where)
         computed = record.implementations(example, max(widest))
         used = sorted({name for row in self.layers for name in row["operators"]})
         return {
