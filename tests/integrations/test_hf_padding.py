@@ -5,9 +5,18 @@ from typing import Any
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.masking_utils import (
+    and_masks,
+    bidirectional_mask_function,
+    causal_mask_function,
+    chunked_causal_mask_function,
+    or_masks,
+    sliding_window_causal_mask_function,
+)
 
 from evalsuite.errors import UserError
 from evalsuite.integrations.hf import use
+from evalsuite.integrations.hf.attention import valid_keys
 from evalsuite.integrations.hf.cases import SMALL, VOCABULARY, build
 from evalsuite.integrations.hf.packing import packing
 
@@ -95,6 +104,53 @@ def test_what_is_not_causal_attention_over_one_row_is_refused() -> None:
     model.config.is_causal = False
     with pytest.raises(UserError, match="not causal"):
         model(x, attention_mask=torch.ones_like(x), use_cache=False)
+
+
+SLIDING = sliding_window_causal_mask_function(5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "window"),
+    [
+        (causal_mask_function, 5),
+        (SLIDING, None),
+        (SLIDING, 4),
+        (SLIDING, 6),
+        (bidirectional_mask_function, None),
+        (chunked_causal_mask_function(16, torch.zeros(2, dtype=torch.long)), None),
+        (or_masks(causal_mask_function, lambda _b, _h, _q, k: k < 20), None),  # a prefix that sees itself whole
+        (and_masks(causal_mask_function, lambda _b, _h, q, k: (q < 30) | (k > 3)), None),
+        (and_masks(causal_mask_function, lambda b, _h, q, k: (b == 0) | (q - k < 9)), None),
+    ],
+)
+def test_masks_of_another_shape_are_refused(mask: Any, window: int | None) -> None:
+    asked = {"batch_size": 2, "q_length": T, "kv_length": T, "local_size": window}
+    with pytest.raises(UserError, match="not causal"):
+        valid_keys(**asked, mask_function=mask)
+
+
+def test_masks_of_the_operators_shape() -> None:
+    asked: dict[str, Any] = {"batch_size": 2, "q_length": 3, "kv_length": 9, "q_offset": 16, "kv_offset": 10}
+    assert valid_keys(**asked, mask_function=SLIDING, local_size=5) is None
+    assert valid_keys(**asked, mask_function=causal_mask_function) is None
+    made = valid_keys(**asked, mask_function=causal_mask_function, allow_is_causal_skip=False)
+    assert made is not None
+    assert made.shape == (2, 1, 1, 9)
+    assert made.all()
+    with pytest.raises(UserError, match="a mask of its own"):
+        valid_keys(**asked, mask_function=causal_mask_function, use_vmap=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "deepseek_v32"])
+def test_the_scale_is_the_layers_own(name: str) -> None:
+    model, x = build(name), tokens()
+    usual = model(x, use_cache=False).logits
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 1.7
+    wanted = model(x, use_cache=False).logits
+    use(model)
+    assert (wanted - usual).abs().max() > 0.1
+    assert (model(x, use_cache=False).logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_packed_sequences_of_linear_layers_are_refused() -> None:
