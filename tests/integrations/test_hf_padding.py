@@ -176,6 +176,13 @@ def test_dropout_is_refused() -> None:
         model(tokens(), use_cache=False)
 
 
+def test_attention_weights_are_refused() -> None:
+    model = build("qwen3_next")
+    use(model)
+    with pytest.raises(UserError, match="no attention weights"):
+        model(tokens(), use_cache=False, output_attentions=True)
+
+
 def test_gaps_and_windows() -> None:
     model, x = build("gpt_oss"), tokens()
     mask = torch.ones_like(x)

@@ -15,6 +15,8 @@ from evalsuite.integrations.hf import Swapped, use
 from evalsuite.integrations.hf.architectures import ARCHITECTURES
 from evalsuite.integrations.hf.cases import SMALL, VOCABULARY, build
 from evalsuite.integrations.hf.rebind import rebound
+from evalsuite.models.config import EvalsuiteConfig
+from evalsuite.models.modeling import EvalsuiteForCausalLM
 
 TOKENS = torch.randint(2, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(3))
 
@@ -124,6 +126,8 @@ def test_the_report_names_each_layer_and_what_runs_it() -> None:
     ]
     sliding, full = ("sliding_attention", ["full_attention"]), ("full_attention", ["full_attention"])
     assert rows(use(build("gpt_oss"))) == [sliding, full, sliding, full]
+    assert rows(use(build("mistral"))) == [sliding, sliding]  # its config gives a window and no types
+    assert rows(use(build("qwen2"))) == [full, full]
     record = kimi.as_record()
     assert json.loads(json.dumps(record)) == record
     assert record["architecture"] == "kimi_linear"
@@ -137,6 +141,9 @@ def test_unknown_architecture() -> None:
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match=r"architecture 'gemma3_text'; known: deepseek_v32, glm_moe_dsa.*qwen3_next"):
         use(model)
+    own = EvalsuiteForCausalLM(EvalsuiteConfig(pattern="F", vocab_size=32, hidden_size=32))
+    with pytest.raises(UserError, match="models of evalsuite run on the kernels as they are"):
+        use(own)
     with pytest.raises(UserError, match="not into Linear"):
         use(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 

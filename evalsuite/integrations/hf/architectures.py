@@ -72,15 +72,21 @@ ARCHITECTURES: Mapping[str, Mapping[str, Mixer]] = {
     "kimi_linear": _known("KimiLinear", "full_attention", linear_attention=Mixer("KimiLinearDeltaAttention", KDA)),
     "llama": _known("Llama", "full_attention"),
     "minimax": _known("MiniMax", "full_attention", linear_attention=Mixer("MiniMaxLightningAttention", _lightning)),
+    "mistral": _known("Mistral", *DENSE),
     "olmo_hybrid": _known("OlmoHybrid", "full_attention", linear_attention=Mixer("OlmoHybridGatedDeltaNet", GDN)),
+    "qwen2": _known("Qwen2", *DENSE),
     "qwen3": _known("Qwen3", *DENSE),
+    "qwen3_5_moe_text": _known("Qwen3_5Moe", "full_attention", linear_attention=Mixer("Qwen3_5MoeGatedDeltaNet", GDN)),
     "qwen3_5_text": _known("Qwen3_5", "full_attention", linear_attention=Mixer("Qwen3_5GatedDeltaNet", GDN)),
+    "qwen3_moe": _known("Qwen3Moe", *DENSE),
     "qwen3_next": _known("Qwen3Next", "full_attention", linear_attention=Mixer("Qwen3NextGatedDeltaNet", GDN)),
 }
 
 
 def mixers_of(model_type: str) -> Mapping[str, Mixer]:
     """The layer types of an architecture. Raises UserError for one that is not known."""
+    if model_type == "evalsuite":
+        raise UserError("models of evalsuite run on the kernels as they are; leave the kernels out")
     if model_type not in ARCHITECTURES:
         raise UserError(
             f"the kernels do not know the architecture {model_type!r}; known: {', '.join(sorted(ARCHITECTURES))}. "

@@ -82,12 +82,16 @@ def attend(
         o [B, T, HQ, V] in query's dtype, zeros at padding; and None for the weights, which no operator makes.
 
     Raises:
-        UserError: dropout, or a mask that `valid_keys` did not make.
+        UserError: dropout, weights that are wanted, or a mask that `valid_keys` did not make.
     """
     count = tally_of(module)
     if kwargs.get("dropout"):
         raise UserError(
             "attention dropout has no operator here; set config.attention_dropout to 0 or call model.eval()"
+        )
+    if kwargs.get("output_attentions"):
+        raise UserError(
+            "the kernels make no attention weights; ask without output_attentions, or leave the kernels out"
         )
     window, sinks, indices = (kwargs.get(name) for name in ("sliding_window", "s_aux", "indices"))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evalsuite.integrations.hf import use
-from evalsuite.integrations.hf.cases import SMALL, VOCABULARY, WIDE, build, steady
+from evalsuite.integrations.hf.cases import VOCABULARY, WIDE, build, steady
 from evalsuite_kernels import record
 
 Row = dict[str, Any]
@@ -210,10 +210,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, help="of a prompt; 600, or 100 with --tiny")
     parser.add_argument("--memory-tokens", type=int, default=8192)
     parser.add_argument("--seconds", type=float, default=220, help="after so many no further case is begun")
-    parser.add_argument("--only", nargs="+", choices=["memory", *SMALL], help="of all cases")
+    parser.add_argument("--only", nargs="+", choices=["memory", *WIDE], help="of all cases")
     args = parser.parse_args(argv)
     args.tokens = args.tokens or (100 if args.tiny else 600)
     start = time.monotonic()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+        False  # convolutions too: fp32 is the truth
+    )
     example = torch.empty(0, device=args.device)
     fla = record.version("flash-linear-attention") or "not installed"  # transformers takes it for its own where it is
     versions = {
@@ -224,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     result: dict[str, Any] = {"environment": versions | (record.versions(example) or {}), "rows": []}
     with torch.no_grad(), _kept(args.out, result) as keep:
-        for name in args.only or ["memory", *SMALL]:
+        for name in args.only or ["memory", *WIDE]:
             if time.monotonic() - start > args.seconds:
                 keep({"case": name, "passed": False, "error": f"not begun within {args.seconds:.0f} seconds"})
                 continue

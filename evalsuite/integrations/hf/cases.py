@@ -57,6 +57,10 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "qwen3_next": EXPERTS | GATED | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "qwen3_5_text": GATED,
+    "qwen3_5_moe_text": EXPERTS | GATED | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": EXPERTS | {"num_hidden_layers": 2, "head_dim": 16, "moe_intermediate_size": 32},
+    "qwen2": {"num_hidden_layers": 2},
+    "mistral": {"num_hidden_layers": 2, "sliding_window": 7},
     "olmo_hybrid": GATED | {"linear_num_key_heads": 4},
     "minimax": EXPERTS | {"num_hidden_layers": 4, "head_dim": 16, "layer_types": HYBRID, "block_size": 16},
     "deepseek_v32": EXPERTS | INDEXED,
@@ -74,7 +78,7 @@ _LATENT = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
 }
-# what makes their heads as wide as those of published models
+# what makes their heads as wide as those of published models; their like is not repeated
 WIDE: dict[str, dict[str, Any]] = {
     "llama": _HEADS,
     "qwen3": _HEADS | {"sliding_window": 100},

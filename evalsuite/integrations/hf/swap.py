@@ -110,7 +110,9 @@ def _layers(model: PreTrainedModel) -> list[tuple[int, str, nn.Module]]:
     layers = getattr(model.base_model, "layers", None)
     if layers is None or len(layers) != config.num_hidden_layers:
         raise UserError(f"{type(model).__name__} has not the {config.num_hidden_layers} decoder layers of its config")
-    types = getattr(config, "layer_types", None) or [next(iter(known))] * len(layers)
+    slides = getattr(config, "sliding_window", None) and "sliding_attention" in known
+    everywhere = "sliding_attention" if slides else next(iter(known))  # the type of layers that are given none
+    types = getattr(config, "layer_types", None) or [everywhere] * len(layers)
     return [(i, kind, layer) for i, (kind, layer) in enumerate(zip(types, layers, strict=True))]
 
 
