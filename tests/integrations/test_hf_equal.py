@@ -144,9 +144,18 @@ def test_keys_as_short_as_the_norms_epsilon(name: str) -> None:
     swapped.undo()
 
 
-@pytest.mark.parametrize("name", ["glm_moe_dsa", "gpt_oss", "minimax", "qwen3_next"])
-def test_the_kernels_of_gpus_in_the_interpreter(name: str) -> None:
-    model = build(name)
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("glm_moe_dsa", {"indexer_types": ["full", "shared"]}),
+        ("gpt_oss", {"layer_types": ["sliding_attention", "full_attention"]}),
+        ("kimi_linear", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("minimax", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}),
+    ],
+)
+def test_the_kernels_of_gpus_in_the_interpreter(name: str, layers: dict[str, list[str]]) -> None:
+    model = build(name, num_hidden_layers=2, **layers)
     tokens, mask = (x[:, PAD - 5 : PAD + 11] for x in prompts())
     wanted = model(tokens, attention_mask=mask, use_cache=False).logits
     swapped, real = use(model), mask.bool()

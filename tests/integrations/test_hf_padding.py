@@ -183,15 +183,26 @@ def test_attention_weights_are_refused() -> None:
         model(tokens(), use_cache=False, output_attentions=True)
 
 
-def test_gaps_and_windows() -> None:
-    model, x = build("gpt_oss"), tokens()
+@pytest.mark.parametrize("name", ["gpt_oss", "kimi_linear", "minimax", "qwen3_next"])
+def test_padding_between_tokens_is_refused_by_windows_and_states(name: str) -> None:
+    """A prompt padded at its right and then continued: transformers decays the state over the padding."""
+    model, x = build(name), tokens(2)
     mask = torch.ones_like(x)
     mask[0, 20:25] = 0
     use(model)
     with pytest.raises(UserError, match="padding between tokens"):
         model(x, attention_mask=mask, use_cache=False)
-    one_side = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    out = model(x[:, :25], attention_mask=mask[:, :25], use_cache=True)
+    with pytest.raises(UserError, match="padding between tokens"):
+        model(x[:, 25:26], attention_mask=mask[:, :26], past_key_values=out.past_key_values, use_cache=True)
+
+
+def test_tokens_that_stand_together() -> None:
+    one_side = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]).bool()
     assert packing(one_side, 4, 4, window=2) is not None
+    for row in ([1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 1]):
+        with pytest.raises(UserError, match="between"):
+            packing(torch.tensor([[1, 1, 1, 1], row]).bool(), 4, 4, window=2)
 
 
 def test_packing_takes_the_last_keys_of_a_longer_mask() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from evalsuite.errors import UserError
-from evalsuite.integrations.hf.packing import packing
+from evalsuite.integrations.hf.packing import expect_together, packing
 from evalsuite.integrations.hf.tally import tally_of
 from evalsuite_kernels import full_attention, sparse_attention
 
@@ -34,6 +34,7 @@ def valid_keys(  # noqa: PLR0913 - transformers' signature
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
     use_vmap: bool = False,
+    config: object = None,
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Tensor | None:
@@ -44,7 +45,8 @@ def valid_keys(  # noqa: PLR0913 - transformers' signature
     of a causal model, with a window or without: its diagonals are read to be sure.
 
     Raises:
-        UserError: any other mask (packed or bidirectional sequences, chunks, one's own), or a cache with unused places.
+        UserError: any other mask (packed or bidirectional sequences, chunks, one's own), a cache with unused places, or
+            padding between the tokens of a row of a model with recurrent layers.
     """
     if use_vmap:
         raise _unfit("a mask of its own")
@@ -56,6 +58,8 @@ def valid_keys(  # noqa: PLR0913 - transformers' signature
         return (
             None if allow_is_causal_skip else torch.ones(batch_size, 1, 1, kv_length, dtype=torch.bool, device=device)
         )
+    if "linear_attention" in (getattr(config, "layer_types", None) or ()):
+        expect_together(attention_mask.to(torch.bool))  # its layers are handed no more than the mask of new tokens
     # whole, not the part for `kv_length`: a cache whose first layer holds no keys tells too few (MiniMax's)
     return attention_mask[:, None, None, :].to(torch.bool)
 

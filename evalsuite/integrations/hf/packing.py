@@ -54,10 +54,22 @@ def packing(mask: Tensor | None, T: int, S: int, window: int | None = None) -> P
     valid = mask[:, mask.shape[1] - S :]
     if bool(valid.all()):
         return None
-    if window is not None and bool((valid[:, 1:] & ~valid[:, :-1]).sum(1).add(valid[:, 0]).gt(1).any()):
-        raise UserError("attention_mask has padding between tokens, which sliding windows cannot take; pad at one side")
+    if window is not None:
+        expect_together(valid)
     asked = valid[:, S - T :]
     return Packing(_places(asked), _places(valid), _bounds(asked), _bounds(valid), (len(valid), T))
+
+
+def expect_together(mask: Tensor) -> None:
+    """Raise UserError where padding stands between the tokens of a row of a mask [B, n].
+
+    A window counts its places. So does a short convolution, and a state behind it has been decayed by then.
+    """
+    begins = torch.cat([mask[:, :1], mask[:, 1:] & ~mask[:, :-1]], 1)
+    if bool((begins.sum(1) > 1).any()):
+        raise UserError(
+            "attention_mask has padding between tokens, which windows and recurrent layers cannot take; pad at the left"
+        )
 
 
 def _places(valid: Tensor) -> Tensor:
