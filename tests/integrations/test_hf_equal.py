@@ -66,7 +66,7 @@ def test_prefill(model: PreTrainedModel) -> None:
     finally:
         swapped.undo()
     assert apart(found, wanted) < LIMIT
-    assert found.std() > 0.5  # of noise about zero anything would be near
+    assert found.std() > 0.3  # of noise about zero anything would be near
     assert swapped.calls == Counter((row["layer"], name) for row in swapped.layers for name in row["operators"])
 
 
