@@ -254,6 +254,28 @@ def lab(
     verbs.lab(Path(place), figures, as_json=json)
 
 
+@app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def lm_eval(ctx: typer.Context) -> None:
+    """Run lm_eval's own command line, every option its own, with `--model evalsuite` among its models."""
+    from evalsuite.integrations.lm_eval import command
+
+    command.run(ctx.args)
+
+
+@app.command()
+def path(
+    what: Annotated[str, typer.Argument(metavar="lm-eval|PRESET", help="The task folder, or a preset's checkpoint.")],
+) -> None:
+    """Print where the tasks for lm_eval's --include_path are, or a preset's checkpoint."""
+    from evalsuite import verbs
+
+    verbs.path(what)
+
+
 exports = typer.Typer(help="Runs in the layouts of other tools.")
 app.add_typer(exports, name="export")
 

@@ -250,6 +250,21 @@ def view(folder: str, port: int) -> None:
     serve.view(Path(folder), port, lambda line: print(line, flush=True))
 
 
+def path(what: str) -> None:
+    """Print the folder of lm_eval's tasks, made anew where the plugins have changed, or of a preset's checkpoint."""
+    from evalsuite import models
+
+    if what == "lm-eval":
+        from evalsuite.integrations.lm_eval import folder
+
+        print(folder.write())
+        return
+    known = [listed.name for listed in models.names() if listed.shipped]
+    if what not in known:
+        raise unknown("path", what, ["lm-eval", *known])
+    print(models.ZOO / what)
+
+
 def export_hf(paths: Sequence[str], folder: str, *, prompts: bool) -> None:
     """Write runs as a dataset, and say which files were written."""
     from evalsuite.integrations import dataset

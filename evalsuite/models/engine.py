@@ -88,6 +88,11 @@ class Engine:
 
     def score(self, asks: Sequence[Ask]) -> Iterator[tuple[int, list[float]]]:
         """For every ask, with its index, the summed natural-log probability of each continuation after the context."""
+        for i, judged in self.judge(asks):
+            yield i, [value for value, _ in judged]
+
+    def judge(self, asks: Sequence[Ask]) -> Iterator[tuple[int, list[tuple[float, bool]]]]:
+        """`score`, and beside each sum whether greedy decoding would write this continuation."""
         assert all(continuation for ask in asks for continuation in ask.continuations)
         ends = [len(ask.context) + max(map(len, ask.continuations), default=0) for ask in asks]
         # a continuation of several tokens needs a copy of the context's cache
@@ -139,7 +144,7 @@ class Engine:
         return [writer.answer(self.text) for writer in writers]
 
     @torch.inference_mode()
-    def _score(self, part: list[list[Ask]], shared: list[int]) -> list[list[float]]:
+    def _score(self, part: list[list[Ask]], shared: list[int]) -> list[list[tuple[float, bool]]]:
         asks = [ask for group in part for ask in group]
         with self._timed("prefill"):
             contexts = [[ask.context for ask in group] for group in part]
@@ -156,7 +161,9 @@ class Engine:
                 values = self._pick_out(hidden, [[token] for c in rest for token in c[1:]])
                 bounds = [0, *accumulate(len(c) - 1 for c in rest)]
                 for (i, j), a, b in zip(chosen, bounds, bounds[1:], strict=False):
-                    sums[i][j] += sum(value for (value,) in values[a:b])
+                    total, greedy = sums[i][j]
+                    total += sum(value for ((value, _),) in values[a:b])
+                    sums[i][j] = total, greedy and all(best for ((_, best),) in values[a:b])
         return sums
 
     def _prefill(self, prompts: list[list[Tokens]], shared: list[int], room: int) -> tuple[HybridCache, Tensor]:
@@ -215,15 +222,17 @@ class Engine:
         """Logits `[N, vocab]` of the sequences of one batch."""
         return torch.cat([self.head(block) for block in hidden.split(HEAD_ROWS)])
 
-    def _pick_out(self, hidden: Tensor, tokens: list[list[int]]) -> list[list[float]]:
-        """The log-probabilities of `tokens[i]` at `hidden[i]`, with the vocabulary of HEAD_ROWS positions at a time."""
+    def _pick_out(self, hidden: Tensor, tokens: list[list[int]]) -> list[list[tuple[float, bool]]]:
+        """The log-probabilities of `tokens[i]` at `hidden[i]`, and whether each is the likeliest; the vocabulary of
+        HEAD_ROWS positions at a time."""
         out = []
         for start in range(0, len(tokens), HEAD_ROWS):
             block = tokens[start : start + HEAD_ROWS]
             values = log_probs(self.head(hidden[start : start + HEAD_ROWS]))
+            best = values.argmax(-1).tolist()
             rows = [i for i, row in enumerate(block) for _ in row]
             flat = iter(values[self._tensor(rows), self._tensor([t for row in block for t in row])].tolist())
-            out += [[next(flat) for _ in row] for row in block]
+            out += [[(next(flat), token == first) for token in row] for row, first in zip(block, best, strict=True)]
         return out
 
     def _tensor(self, values: list[int]) -> Tensor:

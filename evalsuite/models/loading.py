@@ -145,6 +145,17 @@ def read_tokenizer(folder: Path, config: EvalsuiteConfig) -> PreTrainedTokenizer
     return tokenizer
 
 
+def read_wording(folder: Path, config: EvalsuiteConfig) -> str:
+    """The wording that `training.json` or `config.json` names. A checkpoint with a `training.json` that says nothing
+    was trained by the lab, and so on the closed lexicon: "terse"."""
+    trained = (folder / "training.json").exists()
+    said = read_json(folder / "training.json").get("wording") if trained else None
+    wording = said or getattr(config, "wording", None) or ("terse" if trained else "natural")
+    if wording not in ("terse", "natural"):
+        raise UserError(f"{folder} names the wording {wording!r}; it must be 'terse' or 'natural'")
+    return wording
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, or a UserError that names the file."""
     if not file.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +22,7 @@ from evalsuite.records import Completion, Sample
 from evalsuite_kernels import record
 from evalsuite_kernels.sparse.api import UNIT
 
+Found = TypeVar("Found")
 KERNELS = (*record.IMPLEMENTATIONS, "recurrent")  # "recurrent": each token is a step of decoding, prompts too
 
 
@@ -95,7 +96,7 @@ class OwnModel:
         asks = []
         for i, (sample, text) in enumerate(asked):
             if text:
-                ask, error = self._ask(replace(sample, choices=(text,)), self.encode(sample.text))
+                ask, error = self.ask(sample.text, (text,))
                 if ask is not None and not error:
                     asks.append((i, ask))
         with self.computing():
@@ -116,9 +117,11 @@ class OwnModel:
         """Operator -> implementations that answered so far."""
         return record.told(self._ran)
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens with `<s>` first. Text that looks like a special token stays text."""
-        return self.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+    def encode(self, text: str, *, templated: bool = False) -> list[int]:
+        """Tokens with `<s>` first. Text that looks like a special token stays text; only where a chat template wrote
+        the text (`templated`) are its special tokens read as such, and none is put before them."""
+        made = self.tokenizer(text, split_special_tokens=not templated, add_special_tokens=not templated, verbose=False)
+        return made["input_ids"]
 
     def count(self, text: str) -> int:
         """Tokens of a prompt, `<s>` included."""
@@ -131,13 +134,16 @@ class OwnModel:
 
     def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         """One completion for every sample: first those that cannot be asked, then batch by batch."""
-        answers = self._answer(samples)
+        yield from self.computed(self._answer(samples))
+
+    def computed(self, answers: Iterator[Found]) -> Iterator[Found]:
+        """What an iterator over this model's engine yields, computed by `kernels` and noted for `ran()`."""
         while True:  # between two answers others may compute
             with record.listening(self._ran), self.computing():
-                completion = next(answers, None)
-            if completion is None:
+                found = next(answers, None)
+            if found is None:
                 return
-            yield completion
+            yield found
 
     def _answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
         jobs: list[tuple[Sample, Job]] = []
@@ -145,12 +151,12 @@ class OwnModel:
         for sample in samples:
             prompt = self.encode(sample.text)
             if sample.choices:
-                ask, error = self._ask(sample, prompt)
+                ask, error = self.ask(sample.text, sample.choices)
                 if ask is not None and not error:
                     asks.append((sample, ask, len(prompt)))
                     continue
             else:
-                error = self._fits(len(prompt), sample.max_new_tokens)
+                error = self.fits(len(prompt), sample.max_new_tokens)
                 if not error:
                     jobs.append((sample, Job(prompt, sample.max_new_tokens, sample.stop, sample.id)))
                     continue
@@ -173,28 +179,30 @@ class OwnModel:
             return self.sampling
         return replace(self.sampling, temperature=sample.temperature, top_p=sample.top_p)
 
-    def _fits(self, prompt: int, new: int) -> str:
+    def fits(self, prompt: int, new: int) -> str:
+        """Why a prompt of so many tokens, with `new` more, cannot be asked; "" where it can."""
         if not prompt:
             return "the prompt has no tokens"
         if prompt + new > self.context:
             return f"prompt of {prompt} tokens + {new} new > context {self.context}"
         return ""
 
-    def _ask(self, sample: Sample, prompt: list[int]) -> tuple[Ask | None, str]:
-        """The choices as tokens of the joined text, all scored from the same context.
+    def ask(self, text: str, choices: Sequence[str], *, templated: bool = False) -> tuple[Ask | None, str]:
+        """The choices as tokens of the joined text, all scored from the same context; or why they cannot be asked.
 
         Where a choice changes how the prompt's end is tokenized, the context of all choices ends before that place: so
         each sum is the probability of the same text given the same tokens, of tokens that the tokenizer really gives.
         """
-        wholes = [self.encode(sample.text + choice) for choice in sample.choices]
-        if "" in sample.choices:
+        if "" in choices:
             return None, "a choice is empty"
+        prompt = self.encode(text, templated=templated)
+        wholes = [self.encode(text + choice, templated=templated) for choice in choices]
         start = min(len(prompt), *(min(common_prefix(prompt, whole), len(whole) - 1) for whole in wholes))
         if start < 1:
             return None, "prompt and choice share no token to start from"
         longest = max(map(len, wholes)) - start
         ask = Ask(wholes[0][:start], [whole[start:] for whole in wholes])
-        return ask, self._fits(start, longest)
+        return ask, self.fits(start, longest)
 
 
 def _checked(kernels: str, model: EvalsuiteForCausalLM) -> str:
@@ -236,19 +244,11 @@ def open_checkpoint(
     limits: Limits | None = None,
     kernels: str = "auto",
 ) -> OwnModel:
-    """The model of a checkpoint folder in the layout of transformers. Raises UserError, one line, for any fault of it.
-
-    The wording is what `training.json` or `config.json` says; a checkpoint with a `training.json` that says nothing was
-    trained by the lab, and so on the closed lexicon.
-    """
+    """The model of a checkpoint folder in the layout of transformers. Raises UserError for any fault of it."""
     config = loading.read_config(folder)
     tokenizer = loading.read_tokenizer(folder, config)
     where = loading.pick_device(device)
     model = loading.read_model(folder, config, loading.pick_dtype(dtype, where, config), where)
-    trained = (folder / "training.json").exists()
-    said = loading.read_json(folder / "training.json").get("wording") if trained else None
-    wording = said or getattr(config, "wording", None) or ("terse" if trained else "natural")
-    if wording not in ("terse", "natural"):
-        raise UserError(f"{folder} names the wording {wording!r}; it must be 'terse' or 'natural'")
+    wording = loading.read_wording(folder, config)
     weights = loading.sha256(*loading.weight_files(folder))
     return OwnModel(name, model, tokenizer, wording=wording, weights=weights, limits=limits, kernels=kernels)

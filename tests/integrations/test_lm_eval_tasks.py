@@ -1,0 +1,184 @@
+"""Our tasks inside lm_eval: the same questions, answers and scores as `evalsuite run`, sample by sample, offline."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalsuite import cli, plan, runner
+from evalsuite import task as tasks
+from evalsuite.errors import UserError
+from evalsuite.models import load
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from evalsuite.integrations.lm_eval import folder
+from evalsuite.integrations.lm_eval.model import EvalsuiteLM
+
+ASKED = ("multihop", "knowledge", "ruler.niah_multikey_2", "ruler.vt", "trace.swap")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return folder.write()
+
+
+def evaluated(place: Path, model: Any, names: list[str], metadata: dict[str, Any], **options: Any) -> dict[str, Any]:
+    manager = TaskManager(include_path=str(place), include_defaults=False, metadata=metadata)
+    return simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=10, **options)
+
+
+def test_every_sample_is_asked_and_scored_as_by_run(place: Path, tmp_path: Path) -> None:
+    model = load("hybrid-kda", device="cpu")
+    chosen = plan.select(ASKED, lengths=(256,), limit=5, seed=3, settings=["multihop.hops=1,2"])
+    run = runner.run(model, plan.make(chosen, model.wording), tmp_path)
+    names = [folder.name_of(name) for name in ASKED]
+    metadata = {"pretrained": "hybrid-kda", "lengths": 256, "limit": 5, "seed": 3, "set": "multihop.hops=1,2"}
+    found = evaluated(place, EvalsuiteLM(model), names, metadata)
+    theirs = {s["doc"]["id"]: s for rows in found["samples"].values() for s in rows}
+    ours = {row["id"]: row for row in run.rows}
+    assert theirs.keys() == ours.keys()
+    for key, row in ours.items():
+        sample = theirs[key]
+        assert sample["score"] == row["score"], key
+        assert sample["doc"]["prompt_hash"] == row["prompt_hash"]
+        assert sample["arguments"][0][0] == row["prompt"] + row["answer_prefix"]
+        if row["choices"]:
+            assert [value for ((value, _),) in sample["resps"]] == pytest.approx(row["choice_logprobs"], abs=1e-5)
+        else:
+            assert sample["resps"] == [[row["text"]]]
+    assert {row["score"] for row in run.rows} >= {0.0, 1.0}
+    assert any(row["choices"] for row in run.rows)
+
+
+def test_groups_are_means_of_their_parts_with_versions_and_errors(place: Path) -> None:
+    found = evaluated(
+        place, EvalsuiteLM("full", device="cpu"), ["evalsuite_multihop"], {"pretrained": "full", "limit": 2}
+    )
+    parts = found["group_subtasks"]["evalsuite_multihop"]
+    assert parts == [folder.name_of(f"multihop.{part}") for part in tasks.load("multihop").subtasks()]
+    values = [found["results"][part]["score,none"] for part in parts]
+    assert found["groups"]["evalsuite_multihop"]["score,none"] == pytest.approx(sum(values) / len(values))
+    for part in parts:
+        assert found["versions"][part] == tasks.load("multihop").version
+        assert isinstance(found["results"][part]["score_stderr,none"], float)
+        assert found["n-samples"][part]["effective"] == 2 * 3
+    assert found["versions"]["evalsuite_multihop"] == str(tasks.load("multihop").version)
+
+
+def test_lm_evals_own_limit_takes_some_of_every_cell(place: Path) -> None:
+    metadata = {
+        "pretrained": "full",
+        "lengths": [128, 256],
+        "limit": 3,
+        "set": ["multihop.hops=1,2", "multihop.facts=8"],
+    }
+    found = evaluated(place, EvalsuiteLM("full", device="cpu"), ["evalsuite_multihop_graph"], metadata, limit=4)
+    facets = [s["doc"]["facets"] for s in found["samples"]["evalsuite_multihop_graph"]]
+    assert {(f["length"], f["hops"]) for f in facets} == {(128, 1), (128, 2), (256, 1), (256, 2)}
+
+
+def test_prompts_kept_by_lm_eval_are_those_of_this_length(place: Path, tmp_path: Path) -> None:
+    lm = EvalsuiteLM("full", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))
+        lengths = []
+        for length in (128, 256, 128):
+            metadata = {"pretrained": "full", "lengths": length, "limit": 1, "set": "multihop.facts=8"}
+            names = ["evalsuite_multihop_graph"]
+            found = evaluated(place, lm, names, metadata, cache_requests=True)
+            (first, *_) = found["samples"][names[0]]
+            lengths.append(lm.model.count(first["arguments"][0][0]))
+    assert lengths[0] == lengths[2] <= 128 < lengths[1] <= 256
+
+
+def test_a_refused_question_is_wrong_even_where_the_first_choice_is_right(place: Path) -> None:
+    lm = EvalsuiteLM("full", device="cpu", max_length=8)
+    found = evaluated(place, lm, ["evalsuite_knowledge_letter"], {"pretrained": "full", "limit": 12})
+    assert any(s["target"] == [s["doc"]["choices"][0].strip()] or s["doc"]["choices"][0] in s["target"]
+               for s in found["samples"]["evalsuite_knowledge_letter"])  # fmt: skip
+    assert found["results"]["evalsuite_knowledge_letter"]["score,none"] == 0.0
+    assert found["config"]["evalsuite_refused"]["over the context"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("evalsuite_multihop_graph", {}, "none is named; give lm_eval --model_args pretrained"),
+        ("evalsuite_multihop_graph", {"tokenizer": "/nowhere"}, "no tokenizer '/nowhere'"),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "lengths": "1q"}, "length '1q'"),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "set": "multihop.hopps=1"}, "did you mean 'hops'"),
+        ("evalsuite_ruler_qa_1", {"pretrained": "full", "wording": "natural"}, "--metadata data="),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "lengths": 16}, "nothing to ask: multihop"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_clear_line(place: Path, name: str, metadata: dict[str, Any], message: str) -> None:
+    manager = TaskManager(include_path=str(place), include_defaults=False, metadata=metadata)
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        manager.load([name])
+
+
+def test_the_folder_holds_every_part_of_every_plugin_and_is_made_anew(place: Path) -> None:
+    names = set(TaskManager(include_path=str(place), include_defaults=False).all_tasks)
+    for family in tasks.names():
+        for part in tasks.load(family).subtasks():
+            assert folder.name_of(f"{family}.{part}") in names
+    file = place / "evalsuite_multihop_graph.yaml"
+    text = file.read_text()
+    file.write_text("task: damaged\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place.parents[2]))
+        assert folder.write() == place
+    assert file.read_text() == text
+
+
+def test_an_lm_of_another_kind_answers_too(place: Path) -> None:
+    found = evaluated(place, "dummy", ["evalsuite_longcode_aliases", "evalsuite_trace_swap"],
+                      {"tokenizer": "full", "limit": 2, "wording": "terse", "lengths": 1024})  # fmt: skip
+    assert found["results"]["evalsuite_trace_swap"]["score,none"] == 0.0
+    assert found["n-samples"]["evalsuite_longcode_aliases"]["effective"] > 0
+
+
+def test_the_command_line_of_lm_eval(place: Path, tmp_path: Path) -> None:
+    """The wrapper verb, lm_eval's own options and files; no network, no hub."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ours = [sys.executable, "-m", "evalsuite.cli"]
+    where = subprocess.run([*ours, "path", "lm-eval"], capture_output=True, text=True, check=True, env=env, timeout=60)
+    words = ["lm-eval", "--model", "evalsuite", "--model_args", "pretrained=full", "--device", "cpu"]
+    words += [
+        "--include_path",
+        where.stdout.strip(),
+        "--tasks",
+        "evalsuite_multihop",
+        "--metadata",
+        "lengths=256",
+        "limit=1",
+    ]
+    words += ["--output_path", str(tmp_path / "out"), "--log_samples"]
+    done = subprocess.run([*ours, *words], capture_output=True, text=True, check=False, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "evalsuite_multihop_callchain" in done.stdout
+    (results,) = (tmp_path / "out" / "full").glob("results_*.json")
+    assert json.loads(results.read_text())["config"]["evalsuite_model"] == "full"
+    assert len(list((tmp_path / "out" / "full").glob("samples_*.jsonl"))) == 5
+
+
+def test_a_mistake_inside_lm_eval_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(
+        "lm_eval.tasks.manager.TaskIndex.build", lambda *_: {}
+    )  # its own 14,000 files take long to read
+    words = ["lm-eval", "--model", "evalsuite", "--model_args", "pretrained=ful", "--tasks"]
+    monkeypatch.setattr(sys, "argv", ["evalsuite", *words, str(place / "evalsuite_knowledge_cloze.yaml")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: unknown model 'ful'")
+    assert sys.argv[0] == "evalsuite"
