@@ -280,6 +280,17 @@ exports = typer.Typer(help="Runs in the layouts of other tools.")
 app.add_typer(exports, name="export")
 
 
+@exports.command("lm-eval")
+def export_lm_eval(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of one model's run.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write; one folder a model.")],
+) -> None:
+    """Write a run as lm_eval writes its results: results_*.json and samples_*.jsonl."""
+    from evalsuite import verbs
+
+    verbs.export_lm_eval(run, folder)
+
+
 @exports.command("hf")
 def export_hf(
     runs: Runs,

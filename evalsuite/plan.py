@@ -154,7 +154,11 @@ def _families(names: Iterable[str]) -> tuple[dict[str, Task], dict[str, tuple[st
     chosen: dict[str, set[str]] = {}
     for name in filter(None, (n.strip() for n in names)):
         family, _, part = name.partition(".")
-        if family not in families:
+        if ":" in name:  # another harness's, as a whole; its name may hold dots, of which ours has none
+            task = tasks.load(name)
+            family, part = task.name, ""
+            families[family] = task
+        elif family not in families:
             families[family] = tasks.load(family)
         every = families[family].subtasks()
         if part and part not in every:

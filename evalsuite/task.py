@@ -12,6 +12,7 @@ from evalsuite.errors import unknown
 from evalsuite.records import Completion, Facet, Facets, Sample, Score
 
 GROUP = "evalsuite.tasks"
+SOURCES = "evalsuite.task_sources"  # of tasks called SOURCE:NAME: callables `(name: str) -> Task`
 Count = Callable[[str], int]  # tokens that a text costs the model, special tokens included
 
 
@@ -169,7 +170,13 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Task:
-    """The task family of that name. Raises UserError with the nearest name where there is none."""
+    """The task family of that name, or NAME of another harness, `SOURCE:NAME`. Raises UserError, with the nearest name,
+    where there is none."""
+    source, colon, rest = name.partition(":")
+    for entry in entry_points(group=SOURCES) if colon else ():
+        if entry.name == source:
+            other: Task = entry.load()(rest)
+            return other
     for entry in entry_points(group=GROUP):
         if entry.name == name:
             task: Task = entry.load()()

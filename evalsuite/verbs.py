@@ -265,6 +265,14 @@ def path(what: str) -> None:
     print(models.ZOO / what)
 
 
+def export_lm_eval(run: str, folder: str) -> None:
+    """Write a run in lm_eval's layout, and say which files were written."""
+    from evalsuite import store
+    from evalsuite.integrations.lm_eval import export
+
+    for file in export.write(store.read(run), Path(folder)):
+
+
 def export_hf(paths: Sequence[str], folder: str, *, prompts: bool) -> None:
     """Write runs as a dataset, and say which files were written."""
     from evalsuite.integrations import dataset

@@ -3,12 +3,14 @@
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from evalsuite.errors import UserError, unknown
 from evalsuite.models.base import Model
 from evalsuite.models.presets import PRESETS
 
 GROUP = "evalsuite.models"
+BACKENDS = "evalsuite.backends"  # modules with `names()`, and `open_backend(name, args, device=, kernels=)` for each
 ZOO = Path(__file__).parents[1] / "zoo"
 
 
@@ -43,7 +45,26 @@ def check(spec: str) -> None:
     """Raise load()'s UserError for a name that does not exist, before anything heavy is imported or run."""
     if spec.partition(":")[0] in {entry.name for entry in entry_points(group=GROUP)}:
         return
-    _folder(spec)
+    if _backend(spec) is None:
+        _folder(spec)
+
+
+def _backend(spec: str) -> Any:
+    """The module that opens the backend of `NAME:ARGS`; None where no backend has that name."""
+    name, colon, _ = spec.partition(":")
+    lacking = ""
+    for entry in entry_points(group=BACKENDS) if colon else ():
+        try:
+            module = entry.load()
+            if name in module.names():
+                return module
+        except ImportError as error:
+            lacking = f"{entry.name} ({error})"
+    if lacking:
+        raise UserError(
+            f"{name!r} is no plugin, and {lacking} cannot be asked for it: pip install 'evalsuite[lm-eval]'"
+        )
+    return None
 
 
 def _folder(spec: str) -> Path:
@@ -64,11 +85,13 @@ def _folder(spec: str) -> Path:
 
 
 def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 2**30, kernels: str = "auto") -> Model:
-    """The model that `spec` names: a plugin `NAME[:ARGS]`, a preset with a checkpoint, or a checkpoint folder.
+    """The model that `spec` names: a plugin `NAME[:ARGS]`, a backend `NAME:ARGS`, a preset with a checkpoint, or a
+    checkpoint folder.
 
     `device` is auto, cpu, cuda or cuda:N; `dtype` auto (fp32 on a CPU) or a name such as bfloat16; `memory` the bytes
     that the caches of one batch may take; `kernels` auto, reference, chunked, triton, or recurrent (prompts are read
-    token by token too); a plugin gets its ARGS alone. Raises UserError, one line. Uses no network.
+    token by token too), or evalsuite for the backend hf; a plugin gets its ARGS alone. Raises UserError, one line. Uses
+    no network, but where a backend asks the hub.
     """
     name, _, args = spec.partition(":")
     for entry in entry_points(group=GROUP):
@@ -79,6 +102,9 @@ def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 
             if not isinstance(model, Model):
                 raise UserError(f"plugin {name!r} ({entry.value}) returns no evalsuite.models.base.Model")
             return model
+    if (backend := _backend(spec)) is not None:
+        opened: Model = backend.open_backend(name, args, device=device, kernels=kernels)
+        return opened
     folder = _folder(spec)
     from evalsuite.models.engine import Limits
     from evalsuite.models.own import open_checkpoint

@@ -1,0 +1,289 @@
+"""Tasks of lm_eval as ours: `--tasks lm_eval:arc_easy`, `lm_eval:mmlu`, `lm_eval:path/to/task.yaml`.
+
+Prompts, few-shot examples, filters and scores are lm_eval's own, as its command line makes them for the task alone with
+its default seeds. The score is the first metric of the first filter that lies in [0, 1]; all others are details.
+"""
+
+import ast
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evalsuite.errors import UserError
+from evalsuite.records import Completion, Facet, Sample, Score
+from evalsuite.task import Cell, Count, Request
+
+SEEDS = (0, 1234, 1234, 1234)  # random, numpy, torch, few-shot: the defaults of lm_eval's command line
+MAX_NEW = 256  # tokens, where a task names no number
+NONE = -1  # of num_fewshot: the task's own
+
+
+@dataclass(slots=True)
+class Part:
+    """One leaf task of lm_eval, with the prompts that were built so far."""
+
+    task: Any
+    shots: int
+    docs: Any
+    requests: list[list[Any]] = field(default_factory=list)  # by document
+
+    def asked(self, index: int) -> list[Any]:
+        """The requests of a document. Those before it are built first: the examples of a prompt are drawn in turn.
+
+        Raises IndexError past the last document.
+        """
+        if index >= len(self.docs):
+            raise IndexError(index)
+        while len(self.requests) <= index:
+            at = len(self.requests)
+            doc = self.docs[at]
+            prompt = self.task.fewshot_context(doc, num_fewshot=self.shots, gen_prefix=self.task.doc_to_prefix(doc))
+            made = self.task.construct_requests(doc=doc, ctx=prompt, metadata=(self.task.config.task, at, 1))
+            self.requests.append(made if isinstance(made, list) else [made])
+        return self.requests[index]
+
+    def metrics(self, index: int, responses: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """Filter -> metric -> value of one document, from one response to each of its requests."""
+        requests = self.asked(index)
+        for request, response in zip(requests, responses, strict=True):
+            request.resps, request.filtered_resps = [response], {}
+        for chain in self.task._filters:
+            chain.apply(requests)
+        kept = [list(request.filtered_resps) for request in requests]
+        doc = self.docs[index]
+        return {
+            name: dict(self.task.process_results(doc, [request.filtered_resps[name] for request in requests]))
+            for name in kept[0]
+        }
+
+
+class Foreign:
+    """A task, group or tag of lm_eval, or the YAML file of one. Raises UserError for a name that lm_eval has not."""
+
+    def __init__(self, name: str) -> None:
+        self.asked, self.name = name, "lm_eval:" + re.sub(r"\W+", "_", Path(name).stem if _is_file(name) else name)
+        self.licence = "the task's own; see lm_eval"
+        self.version, self.needs = 0, ""
+        self.source = f"lm_eval {_version()}, task {Path(name).name if _is_file(name) else name}"
+        self._parts: dict[tuple[Any, ...], dict[str, Part]] = {}
+        self._lack: dict[tuple[Any, ...], dict[str, str]] = {}
+        self._leaves: dict[str, Part] = {}  # of the request that is asked
+        self._manager: Any = None
+
+    def subtasks(self) -> tuple[str, ...]:
+        """None by name: a group is asked as a whole."""
+        return ()
+
+    def knobs(self) -> Mapping[str, tuple[Facet, ...]]:
+        """Examples in the prompt, and the tokenizer that tasks such as ruler size their texts with."""
+        return {"num_fewshot": (NONE,), "tokenizer": ("",)}
+
+    def cells(self, request: Request) -> Sequence[Cell]:
+        """One cell a leaf task and number of examples."""
+        parts = self._load(request)
+        return [
+            Cell(task, {"shots": part.shots} if part.shots else {}, self._chance(part)) for task, part in parts.items()
+        ]
+
+    def missing(self, request: Request) -> Mapping[str, str]:
+        """Leaf tasks that cannot be asked here, each with the reason."""
+        self._load(request)
+        return self._lack[_key(request)]
+
+    def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
+        """Document `index` of the task, as lm_eval asks it. Raises IndexError where it has no more."""
+        part = self._leaves[cell.task]
+        first, *more = part.asked(index)
+        identity = "/".join([cell.task, *(f"{k}={v}" for k, v in cell.facets.items()), str(index)])
+        meta = {"index": index, "kind": part.task.OUTPUT_TYPE}
+        target = part.task.doc_to_target(part.docs[index])
+        accepted = tuple(map(str, target)) if isinstance(target, list) else (str(target),)
+        context = first.args[0]
+        if meta["kind"] == "multiple_choice":
+            choices = tuple(request.args[1] for request in (first, *more))
+            if any(request.args[0] != context for request in more):
+                raise UserError("it asks one question with several contexts, which is not supported")
+            return Sample(identity, cell.task, context, accepted, choices=choices, cluster=identity, meta=meta)
+        if meta["kind"] == "loglikelihood":
+            wanted = first.args[1]
+            new = max(1, count(context + wanted) - count(context))
+            return Sample(identity, cell.task, context, (wanted,), cluster=identity, max_new_tokens=new, meta=meta)
+        given = dict(first.args[1])
+        until = given.get("until") or []
+        sampled = bool(given.get("do_sample")) and float(given.get("temperature") or 0) > 0
+        return Sample(
+            identity,
+            cell.task,
+            context,
+            accepted,
+            cluster=identity,
+            stop=tuple([until] if isinstance(until, str) else until),
+            max_new_tokens=int(given.get("max_gen_toks") or given.get("max_new_tokens") or MAX_NEW),
+            temperature=float(given["temperature"]) if sampled else 0.0,
+            top_p=float(given.get("top_p") or 1.0) if sampled else 1.0,
+            meta=meta,
+        )
+
+    def score(self, sample: Sample, completion: Completion) -> Score:
+        """lm_eval's own score. What a `loglikelihood` task asks is whether the model writes the target, and that is
+        what it was let do."""
+        part, index = self._leaves[sample.task], sample.meta["index"]
+        if sample.meta["kind"] == "multiple_choice":
+            best = max(completion.choice_logprobs)
+            responses: list[Any] = [(value, value == best) for value in completion.choice_logprobs]
+        elif sample.meta["kind"] == "loglikelihood":
+            (target,) = sample.target
+            responses = [(0.0, completion.text.strip() == target.strip())]
+        else:
+            responses = [completion.text]
+        found = part.metrics(index, responses)
+        value = _first(found)
+        if value is None:
+            raise UserError(f"{sample.task} gives no share of right answers for {sample.id!r}, but {found}")
+        detail: dict[str, Facet] = {
+            f"{metric},{chain}": float(number)
+            for chain, metrics in found.items()
+            for metric, number in metrics.items()
+            if isinstance(number, int | float) and not (sample.meta["kind"] == "loglikelihood" and metric != "acc")
+        }
+        return Score(sample.id, value, completion.text.strip(), detail)
+
+    def _load(self, request: Request) -> dict[str, Part]:
+        """Cell's task -> leaf task; loaded once for the same settings."""
+        key = _key(request)
+        if key not in self._parts:
+            self._parts[key], self._lack[key] = {}, {}
+            try:
+                found = self._tasks(request)
+            except UserError:
+                raise
+            except Exception as error:  # of any library that a data set is read with
+                self._lack[key][self.name] = _reason(error)
+                found = {}
+            alone = list(found) if len(found) == 1 else []
+            for leaf, task in found.items():
+                name = self.name if leaf in alone else f"{self.name}.{re.sub(r'[^0-9A-Za-z_]+', '_', leaf)}"
+                part = _part(task, request)
+                if lack := _unaskable(part):
+                    self._lack[key][name] = lack
+                else:
+                    self._parts[key][name] = part
+                    self._leaves[name] = part
+            self.version = sum(_number(task.VERSION) for task in found.values())
+        return self._parts[key]
+
+    def _tasks(self, request: Request) -> dict[str, Any]:
+        from lm_eval.tasks import TaskManager
+
+        metadata: dict[str, Any] = {"max_seq_lengths": list(request.lengths)} if request.lengths else {}
+        if spec := next(iter(request.knobs.get("tokenizer", ())), ""):
+            metadata |= {"tokenizer": spec, "pretrained": spec}
+        with _seeded():
+            manager = TaskManager(include_defaults=not _is_file(self.asked), metadata=metadata)
+            if not _is_file(self.asked) and self.asked not in manager.all_tasks:
+                from evalsuite.errors import unknown
+
+                raise unknown("lm_eval task", self.asked, manager.all_tasks)
+            return dict(manager.load([self.asked])["tasks"])
+
+    def _chance(self, part: Part) -> float:
+        if part.task.OUTPUT_TYPE != "multiple_choice":
+            return 0.0
+        return 1 / max(1, len(part.asked(0)))
+
+
+def _part(task: Any, request: Request) -> Part:
+    asked = int(next(iter(request.knobs.get("num_fewshot", (NONE,)))))
+    own = task.config.num_fewshot
+    shots = (own or 0) if asked == NONE or own == 0 else asked  # a task that says 0 means it
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=SEEDS[3])
+    return Part(task, shots, task.eval_docs)
+
+
+def _unaskable(part: Part) -> str:
+    """Why a leaf task cannot be asked; "" where it can."""
+    kind = part.task.OUTPUT_TYPE
+    if getattr(part.task, "UNSAFE_CODE", False):
+        return "it runs what the model writes, outside any sandbox; evalsuite's own family `code` has a sandbox"
+    if getattr(part.task, "MULTIMODAL", False):
+        return "it shows images or plays sounds"
+    if kind not in ("multiple_choice", "loglikelihood", "generate_until"):
+        return f"its requests are {kind}, whose score is no share of right answers"
+    try:
+        requests = part.asked(0)
+        if kind == "multiple_choice" and len({request.args[0] for request in requests}) > 1:
+            return "it asks one question with several contexts, which is not supported"
+        trial = [""] if kind == "generate_until" else [(-1.0, False)] * len(requests)
+        if _first(part.metrics(0, trial)) is None:
+            return "none of its metrics is a share of right answers, question by question"
+    except Exception as error:
+        return _reason(error)
+    return ""
+
+
+def _first(found: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The first number in [0, 1], of the first filter that has one."""
+    for metrics in found.values():
+        for value in metrics.values():
+            if isinstance(value, int | float) and 0 <= value <= 1:
+                return float(value)
+    return None
+
+
+def _key(request: Request) -> tuple[Any, ...]:
+    return (request.lengths, tuple(sorted((k, tuple(v)) for k, v in request.knobs.items())))
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file()
+
+
+def _version() -> str:
+    try:
+        return version("lm_eval")
+    except ModuleNotFoundError as error:
+        raise UserError("lm_eval is not installed; pip install 'evalsuite[lm-eval]'") from error
+
+
+def _number(said: object) -> int:
+    """`2.1` -> 210: a task's version as a whole number."""
+    try:
+        return round(100 * float(ast.literal_eval(str(said))))
+    except (ValueError, SyntaxError, TypeError):
+        return 0
+
+
+def _reason(error: Exception) -> str:
+    """One line, with the mend that most often helps."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return f"lm_eval cannot make it: {type(error).__name__}: {line}; its data may need the hub or another package"
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """lm_eval's seeds meanwhile: some tasks draw their data from the global generators."""
+    import random
+
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - lm_eval's tasks draw from these
+    theirs = logging.getLogger("lm_eval")
+    level = theirs.level
+    try:
+        theirs.setLevel(logging.ERROR)
+        with torch.random.fork_rng(devices=[]):
+            random.seed(SEEDS[0])
+            np.random.seed(SEEDS[1])  # noqa: NPY002
+            torch.manual_seed(SEEDS[2])
+            yield
+    finally:
+        theirs.setLevel(level)
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
