@@ -1,7 +1,7 @@
 """Tasks of lm_eval as ours: `--tasks lm_eval:arc_easy`, `lm_eval:mmlu`, `lm_eval:path/to/task.yaml`.
 
 Prompts, few-shot examples, filters and scores are lm_eval's own, as its command line makes them for the task alone with
-its default seeds. The score is the first metric of the first filter that lies in [0, 1]; all others are details.
+its default seeds. The score is the first filter's first metric in [0, 1] of which more is better; others are details.
 """
 
 import ast
@@ -142,7 +142,7 @@ class Foreign:
         else:
             responses = [completion.text]
         found = part.metrics(index, responses)
-        value = _first(found)
+        value = _first(part, found)
         if value is None:
             raise UserError(f"{sample.task} gives no share of right answers for {sample.id!r}, but {found}")
         detail: dict[str, Facet] = {
@@ -220,18 +220,19 @@ def _unaskable(part: Part) -> str:
         if kind == "multiple_choice" and len({request.args[0] for request in requests}) > 1:
             return "it asks one question with several contexts, which is not supported"
         trial = [""] if kind == "generate_until" else [(-1.0, False)] * len(requests)
-        if _first(part.metrics(0, trial)) is None:
+        if _first(part, part.metrics(0, trial)) is None:
             return "none of its metrics is a share of right answers, question by question"
     except Exception as error:
         return _reason(error)
     return ""
 
 
-def _first(found: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The first number in [0, 1], of the first filter that has one."""
+def _first(part: Part, found: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The first number in [0, 1] of which more is better, of the first filter that has one."""
+    better = part.task.higher_is_better()
     for metrics in found.values():
-        for value in metrics.values():
-            if isinstance(value, int | float) and 0 <= value <= 1:
+        for metric, value in metrics.items():
+            if better.get(metric, True) and isinstance(value, int | float) and 0 <= value <= 1:
                 return float(value)
     return None
 

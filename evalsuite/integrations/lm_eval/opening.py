@@ -1,5 +1,6 @@
 """Opens a model of lm_eval: `names()` are those that it knows, `open_backend` loads one with its arguments."""
 
+import contextlib
 import hashlib
 import importlib
 from collections.abc import Iterable, Mapping
@@ -51,6 +52,7 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
         )
     counter = _counter(given) if server or str(given.get("tokenizer_backend", "")).lower() == "none" else None
     lm = _opened(kind, given, device)
+    context = _context(kind, lm, given)
     swapped = importlib.import_module("evalsuite.integrations.hf").use(lm.model) if kernels == "evalsuite" else None
     from evalsuite.integrations.lm_eval.backend import Backend
 
@@ -60,7 +62,7 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     return Backend(
         str(ours.get("name") or f"{kind}-{Path(_named(given) or kind).name}"),
         lm,
-        context=_context(kind, lm, given),
+        context=context,
         identity=identity | ({} if swapped is None else {"kernels": swapped.as_record()}),
         wording=str(ours.get("wording") or _wording(given)),
         tokenizer=counter,
@@ -134,9 +136,9 @@ def _identity(kind: str, given: Mapping[str, Any], lm: Any) -> dict[str, Any]:
         found["dtype"] = str(dtype).removeprefix("torch.")
     if commit := getattr(getattr(module, "config", None), "_commit_hash", None):
         found["commit"] = commit
-    core = getattr(getattr(lm, "tokenizer", None), "backend_tokenizer", None)
-    if core is not None:
-        found["tokenizer"] = hashlib.sha256(core.to_str().encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):  # some load it when it is first looked at
+        core = getattr(getattr(lm, "tokenizer", None), "backend_tokenizer", None)
+        found |= {} if core is None else {"tokenizer": hashlib.sha256(core.to_str().encode()).hexdigest()}
     return found
 
 

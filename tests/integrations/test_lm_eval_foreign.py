@@ -1,0 +1,265 @@
+"""lm_eval's tasks inside ours: its prompts, few-shot examples, filters and scores, sample by sample."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalsuite import compare, plan, runner, store
+from evalsuite import task as tasks
+from evalsuite.errors import UserError
+from evalsuite.models import ZOO
+from evalsuite.models.own import OwnModel, open_checkpoint
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from evalsuite.integrations.lm_eval import export
+from evalsuite.integrations.lm_eval.model import EvalsuiteLM
+
+DOCS = """
+import datasets
+import random
+
+def docs(**metadata):
+    rows = [{"q": f"edge {i} then {random.random():.3f}", "gold": i % 3, "answer": f"word {i}"} for i in range(9)]
+    return {"test": datasets.Dataset.from_list(rows), "train": datasets.Dataset.from_list(rows[:5])}
+
+def unreachable(**metadata):
+    raise ConnectionError("nobody answers" + chr(10) + "here")
+
+def odd(doc, results):
+    return {"length": 7.0}
+
+def part(doc, results):
+    return {"4096": -1.0, "512": float(len(results[0]) % 2)}
+"""
+HEAD = "custom_dataset: !function docs.docs\ntest_split: test\nfewshot_split: train\ndoc_to_text: '{{q}}'\n"
+TASKS = {
+    "mc": "output_type: multiple_choice\nnum_fewshot: 2\ndoc_to_choice: ['fowa', 'lefe', 'teacher next']\n"
+    "doc_to_target: '{{gold}}'\nmetadata: {version: 2.1}\n",
+    "gen": "output_type: generate_until\nnum_fewshot: 1\ndoc_to_target: '{{answer}}'\n"
+    "generation_kwargs: {until: ['o'], max_gen_toks: 6}\n"
+    "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    "filter_list:\n  - {name: first, filter: [{function: regex, regex_pattern: '(\\w+)'}, {function: take_first}]}\n"
+    "  - {name: whole, filter: [{function: take_first}]}\n",
+    "ll": "output_type: loglikelihood\ndoc_to_target: ' {{answer}}'\n"
+    "metric_list: [{metric: acc}, {metric: perplexity}]\n",
+    "part": "output_type: generate_until\ndoc_to_target: '{{answer}}'\nprocess_results: !function docs.part\n"
+    "metric_list: [{metric: '4096', aggregation: mean, higher_is_better: true}]\n"
+    "generation_kwargs: {until: [], max_gen_toks: 4}\n",
+    "odd": "output_type: generate_until\ndoc_to_target: x\nprocess_results: !function docs.odd\n"
+    "metric_list: [{metric: length, aggregation: mean, higher_is_better: true}]\n",
+    "away": "output_type: generate_until\ndoc_to_target: x\n",
+    "rolling": "output_type: loglikelihood_rolling\ndoc_to_target: '{{q}}'\n",
+    "unsafe": "output_type: generate_until\ndoc_to_target: x\nunsafe_code: true\n",
+    "twice": "output_type: multiple_choice\ndoc_to_choice: ['a', 'b']\ndoc_to_target: '{{answer}}'\n",
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "docs.py").write_text(DOCS)
+    for name, text in TASKS.items():
+        head = HEAD.replace("docs.docs", "docs.unreachable") if name == "away" else HEAD
+        head = head.replace("'{{q}}'", "'{{gold % 2}}'") if name == "twice" else head
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(f"task: {name}\n{head}{text}")
+    return tmp_path / "tasks"
+
+
+@pytest.fixture(autouse=True)
+def _no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # asks pip and the machine for long
+
+
+@pytest.fixture(scope="module")
+def native() -> OwnModel:
+    return open_checkpoint(ZOO / "hybrid-kda", "hybrid-kda", device="cpu")
+
+
+def ran(model: OwnModel, place: Path, out: Path, *names: str, limit: int = 100) -> store.Run:
+    chosen = plan.select([f"lm_eval:{place / name}.yaml" for name in names], limit=limit)
+    return runner.run(model, plan.make(chosen, model.wording), out)
+
+
+def theirs(model: OwnModel, place: Path, name: str) -> dict[str, Any]:
+    """What lm_eval makes of the task alone, with its default seeds."""
+    manager = TaskManager(include_defaults=False)
+    asked = [_seeded(manager, place / f"{name}.yaml")]
+    return simple_evaluate(model=EvalsuiteLM(model), tasks=asked, bootstrap_iters=10)
+
+
+def _seeded(manager: TaskManager, file: Path) -> Any:
+    import random
+
+    random.seed(0)  # simple_evaluate seeds before it loads what it is given by name
+    (task,) = manager.load([str(file)])["tasks"].values()
+    return task
+
+
+@pytest.mark.parametrize("name", ["mc", "gen", "ll", "part"])
+def test_prompts_answers_and_scores_are_lm_evals(native: OwnModel, place: Path, tmp_path: Path, name: str) -> None:
+    rows = ran(native, place, tmp_path, name).rows
+    found = theirs(native, place, name)
+    samples: dict[int, list[dict[str, Any]]] = {}
+    for sample in found["samples"][name]:
+        samples.setdefault(sample["doc_id"], []).append(sample)
+    assert len(rows) == len(samples) == 9
+    for row in rows:
+        first, *more = samples[int(row["id"].rpartition("/")[2])]
+        assert row["prompt"] == first["arguments"][0][0]
+        metrics = {"mc": "acc", "gen": "exact_match", "ll": "acc", "part": "512"}
+        assert row["score"] == first[metrics[name]]
+        for sample in (first, *more):
+            for metric in sample["metrics"]:
+                if metric != "perplexity":
+                    assert row["detail"][f"{metric},{sample['filter']}"] == pytest.approx(float(sample[metric]))
+        if name == "mc":
+            values = [value for ((value, _),) in first["resps"]]
+            assert row["choice_logprobs"] == pytest.approx(values, abs=1e-5)
+        elif name != "ll":
+            assert row["text"] == first["resps"][0][0]
+    if name in ("mc", "gen"):
+        assert len({row["prompt"] for row in rows}) == 9
+        assert all(row["facets"] == {"shots": {"mc": 2, "gen": 1}[name]} for row in rows)
+
+
+def test_what_the_model_writes_is_right_in_a_loglikelihood_task(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    lm, (row, *_) = EvalsuiteLM(native), ran(native, place, tmp_path, "ll", limit=1).rows
+    from lm_eval.api.instance import Instance
+
+    (text,) = lm.generate_until(
+        [Instance("generate_until", {}, (row["prompt"], {"until": [], "max_gen_toks": 2}), 0)], disable_tqdm=True
+    )
+    (place / "docs.py").write_text((place / "docs.py").read_text().replace('f"word {i}"', repr(text.strip())))
+    (again,) = ran(native, place, tmp_path / "again", "ll", limit=1).rows
+    assert (again["text"], again["target"], again["score"]) == (text, [f" {text.strip()}"], 1.0)
+
+
+def test_a_sample_depends_on_no_limit_and_no_order(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    some = ran(native, place, tmp_path / "some", "mc", limit=3).rows
+    every = ran(native, place, tmp_path / "every", "gen", "mc").rows
+    again = ran(native, place, tmp_path / "some", "mc").rows  # the same run, gone on
+    whole = {row["id"]: row["prompt_hash"] for row in every}
+    assert all(whole[row["id"]] == row["prompt_hash"] for row in some)
+    assert {row["id"]: row["prompt_hash"] for row in again}.items() <= whole.items()
+    assert len(again) == 9
+
+
+def test_runs_are_compared_and_versions_kept_apart(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    first = ran(native, place, tmp_path / "a", "mc")
+    second = ran(native, place, tmp_path / "b", "mc")
+    assert first.meta["tasks"]["lm_eval:mc"]["version"] == 210
+    result = compare.compare([first, second])
+    assert [line.get("task") for line in result.scores] == ["lm_eval:mc"]
+    text = (place / "mc.yaml").read_text().replace("2.1", "3")
+    (place / "mc.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"version: 210 -> 300"):
+        ran(native, place, tmp_path / "a", "mc")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("odd", "none of its metrics is a share of right answers"),
+        ("away", "ConnectionError: nobody answers; its data may need the hub"),
+        ("rolling", "loglikelihood_rolling"),
+        ("unsafe", "outside any sandbox"),
+        ("twice", "several contexts"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(native: OwnModel, place: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        plan.make(plan.select([f"lm_eval:{place / name}.yaml"]), "natural")
+    assert "\n" not in str(found.value)
+
+
+def test_a_name_that_lm_eval_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "lm_eval.tasks.manager.TaskIndex.build", lambda *_: {}
+    )  # its own 14,000 files take long to read
+    with pytest.raises(UserError, match="unknown lm_eval task 'arc_esy'"):
+        plan.make(plan.select(["lm_eval:arc_esy"]), "natural")
+    with pytest.raises(UserError, match="unknown task 'lmeval:x'"):
+        plan.select(["lmeval:x"])
+
+
+def test_the_global_generators_and_loggers_are_left_alone(native: OwnModel, place: Path) -> None:
+    import random
+
+    random.seed(5)
+    before, level = random.getstate(), logging.getLogger("lm_eval").level
+    plan.make(plan.select([f"lm_eval:{place / 'mc'}.yaml"]), "natural")
+    assert random.getstate() == before
+    assert logging.getLogger("lm_eval").level == level
+
+
+def test_examples_in_the_prompt_are_a_knob(place: Path) -> None:
+    name = f"lm_eval:{place / 'mc'}.yaml"
+    family = tasks.load(name).name
+    made = plan.make(plan.select([name], settings=[f"{family}.num_fewshot=0"], limit=2), "natural")
+    found = [sample for _, sample in made.samples(len)]
+    assert [sample.id for sample in found] == ["lm_eval:mc/0", "lm_eval:mc/1"]
+    assert all(sample.prompt.startswith("edge") and "\n" not in sample.prompt for sample in found)
+
+
+def test_an_exported_run_has_lm_evals_layout(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    """Keys and hashes of lm_eval's own files for the same task and model."""
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.utils import handle_non_serializable
+
+    results, samples = export.write(ran(native, place, tmp_path / "run", "mc"), tmp_path / "ours")
+    found = theirs(native, place, "mc")
+    logged = found.pop("samples")
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    tracker.general_config_tracker.log_experiment_args("evalsuite", "pretrained=hybrid-kda", "", None, False)
+    tracker.save_results_aggregated(results=found, samples=logged)
+    tracker.save_results_samples(task_name="mc", samples=logged["mc"])
+    (their_results,) = (tmp_path / "theirs").rglob("results_*.json")
+    (their_samples,) = (tmp_path / "theirs").rglob("samples_mc_*.jsonl")
+    ours, his = json.loads(results.read_text()), json.loads(their_results.read_text())
+    optional = {"pretty_env_info", "tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id"}
+    assert his.keys() - ours.keys() <= optional | {"start_time", "end_time"}
+    assert ours["results"]["mc"] == pytest.approx(his["results"]["mc"])
+    assert ours["n-samples"] == his["n-samples"]
+    assert ours["n-shot"] == his["n-shot"]
+    assert his["config"].keys() - ours["config"].keys() <= {
+        "model_num_parameters", "model_dtype", "model_sha", "evalsuite_model", "evalsuite_refused",
+    }  # fmt: skip
+    for own, other in zip(
+        map(json.loads, samples.read_text().splitlines()),
+        map(json.loads, their_samples.read_text().splitlines()),
+        strict=True,
+    ):
+        assert other.keys() == own.keys()
+        for name in ("doc_id", "arguments", "filter", "metrics", "prompt_hash", "acc", "acc_norm"):
+            assert own[name] == other[name], name
+        assert [[float(value)] for ((value, _),) in own["resps"]] == [
+            [pytest.approx(float(value), abs=1e-5)] for ((value, _),) in other["resps"]
+        ]
+    assert json.dumps(found, default=handle_non_serializable)
+    again = export.write(store.read(tmp_path / "run" / "hybrid-kda"), tmp_path / "ours")
+    assert again == [results, samples]
+
+
+def test_an_exported_run_of_ours_has_groups_errors_and_clear_refusals(native: OwnModel, tmp_path: Path) -> None:
+    chosen = plan.select(["knowledge"], limit=4)
+    run = runner.run(native, plan.make(chosen, "terse"), tmp_path)
+    run.rows[0].update(error="prompt too long", finish="error", choice_logprobs=[], score=0.0, text="")
+    results, *samples = export.write(run, tmp_path / "out")
+    found = json.loads(results.read_text())
+    parts = found["group_subtasks"]["evalsuite_knowledge"]
+    means = [found["results"][part]["score,none"] for part in parts]
+    assert found["groups"]["evalsuite_knowledge"]["score,none"] == pytest.approx(sum(means) / 2)
+    lines = [json.loads(line) for file in samples for line in file.read_text().splitlines()]
+    assert [line["error"] for line in lines if "error" in line] == ["prompt too long"]
+    assert sum(line["score"] for line in lines) == sum(row["score"] for row in run.rows)
+    with pytest.raises(UserError, match="holds no answer yet"):
+        export.write(store.Run(tmp_path, run.meta, [], []), tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        export.write(run, tmp_path / "file")
