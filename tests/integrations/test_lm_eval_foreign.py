@@ -71,11 +71,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "tasks"
 
 
-@pytest.fixture(autouse=True)
-def _no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # asks pip and the machine for long
-
-
 @pytest.fixture(scope="module")
 def native() -> OwnModel:
     return open_checkpoint(ZOO / "hybrid-kda", "hybrid-kda", device="cpu")
@@ -90,7 +85,7 @@ def theirs(model: OwnModel, place: Path, name: str) -> dict[str, Any]:
     """What lm_eval makes of the task alone, with its default seeds."""
     manager = TaskManager(include_defaults=False)
     asked = [_seeded(manager, place / f"{name}.yaml")]
-    return simple_evaluate(model=EvalsuiteLM(model), tasks=asked, bootstrap_iters=10)
+    return simple_evaluate(model=EvalsuiteLM(model), tasks=asked, task_manager=manager, bootstrap_iters=10)
 
 
 def _seeded(manager: TaskManager, file: Path) -> Any:

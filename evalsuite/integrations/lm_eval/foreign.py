@@ -7,6 +7,7 @@ its default seeds. The score is the first filter's first metric in [0, 1] of whi
 import ast
 import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -268,12 +269,15 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """lm_eval's seeds meanwhile: some tasks draw their data from the global generators."""
+    """lm_eval's seeds meanwhile, and its tasks' own modules anew: some draw their data from the global generators, some
+    from a generator of their module, which then depends on what was made before."""
     import random
 
     import numpy as np
     import torch
 
+    for name in [name for name, module in sys.modules.items() if hasattr(module, "__mtime__")]:
+        del sys.modules[name]  # lm_eval marks so what it loads for a YAML file
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 - lm_eval's tasks draw from these
     theirs = logging.getLogger("lm_eval")
     level = theirs.level
