@@ -34,7 +34,7 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="Presets, checkpoint folders or BACKEND:ARGS; a,b,c.")
     ],
-    tasks: Annotated[list[str], typer.Option("--tasks", "-t", help="multihop,ruler or multihop.graph; a,b,c.")],
+    tasks: Annotated[list[str], typer.Option("--tasks", "-t", help="multihop,ruler, multihop.graph or lm_eval:NAME.")],
     lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer: 1k,2k,4k. Default: each task's.")] = "",
     limit: Annotated[int, typer.Option(help="Samples in each cell.")] = 100,
     seed: Annotated[int, typer.Option(help="Other questions of the same kind.")] = 0,
@@ -53,7 +53,10 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
     ] = False,
     kernels: Annotated[
         str,
-        typer.Option(help="reference, chunked, triton, auto, or recurrent: prompts token by token, as in decoding."),
+        typer.Option(
+            help="reference, chunked, triton, auto, or recurrent: prompts token by token, as in decoding. With "
+            "--model hf:...: evalsuite."
+        ),
     ] = "auto",
     json: Json = False,
 ) -> None:

@@ -343,10 +343,13 @@ def _tasks() -> list[dict[str, object]]:
 
 
 def _models() -> list[dict[str, object]]:
-    from evalsuite.models import describe
+    from evalsuite.models import backends, describe
 
     plugins: list[dict[str, object]] = [
         {"name": f"{entry.name}[:ARGS]", "about": f"plugin {entry.value}"}
         for entry in entry_points(group="evalsuite.models")
     ]
-    return [*describe(), *plugins]
+    others: list[dict[str, object]] = [
+        {"name": "NAME:ARGS", "about": f"a model of {owner}", "names": names} for owner, names in backends().items()
+    ]
+    return [*describe(), *plugins, *others]

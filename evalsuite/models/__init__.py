@@ -1,5 +1,6 @@
 """What answers: the Model protocol, the language model of this package, its engine, presets and other backends."""
 
+import contextlib
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -29,6 +30,15 @@ def names() -> list[Listed]:
     presets = [Listed(name, preset.pattern, preset.about, shipped(name)) for name, preset in PRESETS.items()]
     plugins = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     return presets + [Listed(entry.name, "", f"plugin {entry.value}", False) for entry in plugins]
+
+
+def backends() -> dict[str, list[str]]:
+    """Names of NAME:ARGS by the module that opens them; none of one whose package is not installed."""
+    found: dict[str, list[str]] = {}
+    for entry in entry_points(group=BACKENDS):
+        with contextlib.suppress(ImportError):
+            found[entry.name] = sorted(entry.load().names())
+    return found
 
 
 def describe() -> list[dict[str, object]]:

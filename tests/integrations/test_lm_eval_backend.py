@@ -164,7 +164,8 @@ def test_an_error_loses_nothing_that_was_computed(native: OwnModel, tmp_path: Pa
         ("vllm:pretrained=x", "auto", "vllm"),
         (HF, "triton", "hf alone takes --kernels evalsuite"),
         ("dummy:", "evalsuite", "hf alone takes --kernels evalsuite"),
-        ("dummy:", "auto", "does not say how long"),
+        ("dummy:", "auto", "dummy counts no tokens"),
+        ("dummy:tokenizer=bytes", "auto", "does not say how long"),
         (f"{HF},max_length=many", "auto", "max_length=many is no number"),
         (
             f"local-completions:model=m,tokenizer={FOLDER},tokenizer_backend=huggingface",

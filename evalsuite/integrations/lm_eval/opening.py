@@ -45,13 +45,11 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     if kernels not in ("auto", "evalsuite") or (kernels == "evalsuite" and kind not in HF):
         raise UserError(f"--kernels {kernels} is not for {kind!r}: hf alone takes --kernels evalsuite; leave it out")
     server = "chat" in kind or kind == "litellm"
-    if server and not given.get("tokenizer"):
-        raise UserError(
-            f"{kind} counts no tokens; name the model's tokenizer, {kind}:...,tokenizer=FOLDER, or tokenizer=bytes, "
-            "which takes every byte for a token"
-        )
-    counter = _counter(given) if server or str(given.get("tokenizer_backend", "")).lower() == "none" else None
+    counts = not server and str(given.get("tokenizer_backend", "")).lower() != "none"
+    counter = None if counts else _counter(kind, given)
     lm = _opened(kind, given, device)
+    if counts and not hasattr(lm, "tok_encode"):
+        counter = _counter(kind, given)
     context = _context(kind, lm, given)
     swapped = importlib.import_module("evalsuite.integrations.hf").use(lm.model) if kernels == "evalsuite" else None
     from evalsuite.integrations.lm_eval.backend import Backend
@@ -113,7 +111,7 @@ def _context(kind: str, lm: Any, given: Mapping[str, Any]) -> int:
 def _states(lm: Any) -> bool:
     """Whether the length of the context is the model's own, and not lm_eval's default."""
     own, default = getattr(lm, "max_length", None), getattr(type(lm), "_DEFAULT_MAX_LENGTH", None)
-    if not own:
+    if not own or default is None:  # a class without that default has one in its constructor
         return False
     if own != default:
         return True
@@ -154,14 +152,17 @@ def _weights(folder: Path) -> str:
     return sha256(*files)
 
 
-def _counter(given: dict[str, Any]) -> Any:
+def _counter(kind: str, given: dict[str, Any]) -> Any:
     """What counts tokens where lm_eval does not: a tokenizer, or `bytes` itself."""
     spec = str(given.get("tokenizer") or "")
     if spec == "bytes":
         del given["tokenizer"]
         return bytes
     if not spec:
-        raise UserError("tokenizer_backend=None counts no tokens; name tokenizer=FOLDER, or tokenizer=bytes")
+        raise UserError(
+            f"{kind} counts no tokens; name the model's tokenizer, {kind}:...,tokenizer=FOLDER, or tokenizer=bytes, "
+            "which takes every byte for a token"
+        )
     from transformers import AutoTokenizer
 
     try:
