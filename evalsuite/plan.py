@@ -152,11 +152,15 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 def _families(names: Iterable[str]) -> tuple[dict[str, Task], dict[str, tuple[str, ...]]]:
     families: dict[str, Task] = {}
     chosen: dict[str, set[str]] = {}
-    for name in filter(None, (n.strip() for n in names)):
+    for name in dict.fromkeys(filter(None, (n.strip() for n in names))):
         family, _, part = name.partition(".")
         if ":" in name:  # another harness's, as a whole; its name may hold dots, of which ours has none
             task = tasks.load(name)
             family, part = task.name, ""
+            if family in families:
+                raise UserError(
+                    f"--tasks {name}: another task is called {family!r} too; ask for them with different --out"
+                )
             families[family] = task
         elif family not in families:
             families[family] = tasks.load(family)

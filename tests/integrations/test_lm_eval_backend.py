@@ -161,7 +161,7 @@ def test_an_error_loses_nothing_that_was_computed(native: OwnModel, tmp_path: Pa
     [
         ("hff:pretrained=x", "auto", "unknown model 'hff:pretrained=x'"),
         ("hf:pretrained=/nowhere", "auto", "lm_eval cannot open hf"),
-        ("vllm:pretrained=x", "auto", "vllm"),
+        ("vllm:pretrained=x", "auto", r"vllm needs a package that is not installed.*pip install 'lm-eval\[vllm\]'"),
         (HF, "triton", "hf alone takes --kernels evalsuite"),
         ("dummy:", "evalsuite", "hf alone takes --kernels evalsuite"),
         ("dummy:", "auto", "dummy counts no tokens"),
@@ -310,6 +310,16 @@ def test_a_chat_server_ranks_nothing_and_says_so(server: SimpleNamespace) -> Non
     assert len(server.seen) == 2
     counted = models.load(spec.replace(str(FOLDER), "bytes"), device="cpu")
     assert counted.count("né") == 3
+
+
+def test_a_backend_without_log_probabilities_ranks_nothing(hf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise NotImplementedError("no log probabilities here")
+
+    monkeypatch.setattr(hf.lm, "loglikelihood", cannot)
+    choices = [Sample(f"c{i}", "t", "edge", (), choices=(" a", " b")) for i in range(3)]
+    found = list(hf.answer([*choices, Sample("w", "t", "edge", (), max_new_tokens=1)]))
+    assert ["no log probabilities" in c.error for c in found] == [True] * 3 + [False]
 
 
 def test_a_server_that_is_gone_is_one_line() -> None:

@@ -56,6 +56,7 @@ TASKS = {
     "away": "output_type: generate_until\ndoc_to_target: x\n",
     "rolling": "output_type: loglikelihood_rolling\ndoc_to_target: '{{q}}'\n",
     "unsafe": "output_type: generate_until\ndoc_to_target: x\nunsafe_code: true\n",
+    "repeats": "output_type: generate_until\ndoc_to_target: x\nrepeats: 5\n",
     "twice": "output_type: multiple_choice\ndoc_to_choice: ['a', 'b']\ndoc_to_target: '{{answer}}'\n",
 }
 
@@ -164,6 +165,7 @@ def test_runs_are_compared_and_versions_kept_apart(native: OwnModel, place: Path
         ("away", "ConnectionError: nobody answers; its data may need the hub"),
         ("rolling", "loglikelihood_rolling"),
         ("unsafe", "outside any sandbox"),
+        ("repeats", "draws 5 answers"),
         ("twice", "several contexts"),
     ],
 )
@@ -181,6 +183,16 @@ def test_a_name_that_lm_eval_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
         plan.make(plan.select(["lm_eval:arc_esy"]), "natural")
     with pytest.raises(UserError, match="unknown task 'lmeval:x'"):
         plan.select(["lmeval:x"])
+
+
+def test_two_tasks_of_one_name_are_not_one(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for file in ("docs.py", "mc.yaml"):
+        (tmp_path / "other" / file).write_text((place / file).read_text())
+    names = [f"lm_eval:{folder / 'mc.yaml'}" for folder in (place, tmp_path / "other")]
+    with pytest.raises(UserError, match="another task is called 'lm_eval:mc' too"):
+        plan.select(names)
+    assert list(plan.select([names[0], names[0]]).tasks) == ["lm_eval:mc"]
 
 
 def test_the_global_generators_and_loggers_are_left_alone(native: OwnModel, place: Path) -> None:

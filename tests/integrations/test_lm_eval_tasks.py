@@ -171,6 +171,19 @@ def test_the_command_line_of_lm_eval(place: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "full").glob("samples_*.jsonl"))) == 5
 
 
+def test_plain_lm_eval_finds_the_model_by_a_task_given_as_a_file(place: Path) -> None:
+    code = (
+        "from lm_eval.tasks.manager import TaskIndex; TaskIndex.build = lambda *_: {}\n"  # 14,000 files that take long
+        "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    )
+    words = ["--model", "evalsuite", "--model_args", "pretrained=full", "--device", "cpu", "--metadata", "limit=1"]
+    words += ["--tasks", str(place / "evalsuite_knowledge_cloze.yaml")]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "|evalsuite_knowledge_cloze|" in done.stdout
+
+
 def test_a_mistake_inside_lm_eval_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(
         "lm_eval.tasks.manager.TaskIndex.build", lambda *_: {}

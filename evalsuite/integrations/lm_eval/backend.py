@@ -15,6 +15,8 @@ from evalsuite.errors import UserError
 from evalsuite.models.base import Speed
 from evalsuite.records import Completion, Sample
 
+NO_RANKS = "the backend gives no log probabilities, by which choices are ranked"
+
 
 class Kept(CacheHook):
     """What a backend has answered so far, so that an error takes nothing away that was computed."""
@@ -111,6 +113,9 @@ class Backend:
         started = time.perf_counter()
         answers, failure = self._call("loglikelihood", pairs)
         self.speed.prefill_seconds += time.perf_counter() - started
+        if isinstance(failure, NotImplementedError):
+            yield from (Completion(s.id, "", tokens, finish="error", error=NO_RANKS) for s, tokens in part)
+            return
         at = 0
         for sample, tokens in part:
             own = answers[at : at + len(sample.choices)]
@@ -218,7 +223,7 @@ class Backend:
         if not sample.choices:
             return tokens, self._room(tokens, sample.max_new_tokens)
         if self.chat == "server":
-            return tokens, "a chat server gives no log probabilities, by which choices are ranked"
+            return tokens, NO_RANKS
         longest = 0
         for choice in sample.choices:
             if isinstance(self.lm, TemplateLM) and self.tokenizer is None:

@@ -216,6 +216,8 @@ def _unaskable(part: Part) -> str:
         return "it shows images or plays sounds"
     if kind not in ("multiple_choice", "loglikelihood", "generate_until"):
         return f"its requests are {kind}, whose score is no share of right answers"
+    if (part.task.config.repeats or 1) > 1:
+        return f"it draws {part.task.config.repeats} answers to a question, and here each has one"
     try:
         requests = part.asked(0)
         if kind == "multiple_choice" and len({request.args[0] for request in requests}) > 1:
