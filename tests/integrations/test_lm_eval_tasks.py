@@ -12,13 +12,14 @@ import pytest
 from evalsuite import cli, plan, runner
 from evalsuite import task as tasks
 from evalsuite.errors import UserError
-from evalsuite.models import load
+from evalsuite.models import ZOO, load
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
-from evalsuite.integrations.lm_eval import folder
+from evalsuite.integrations.lm_eval import command, folder
 from evalsuite.integrations.lm_eval.model import EvalsuiteLM
 
 ASKED = ("multihop", "knowledge", "ruler.niah_multikey_2", "ruler.vt", "trace.swap")
@@ -171,6 +172,24 @@ def test_the_command_line_of_lm_eval(place: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "full").glob("samples_*.jsonl"))) == 5
 
 
+def test_lm_evals_own_hf_answers_our_tasks_as_we_do(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed; lm_eval's backend hf needs it")
+    build = TaskIndex.build
+    monkeypatch.setattr("lm_eval.tasks.manager.TaskIndex.build", lambda *_: build([place]))
+    found = []
+    for model, args in (("hf", f"pretrained={ZOO / 'full'},dtype=float32"), ("evalsuite", "pretrained=full")):
+        out = tmp_path / model
+        words = ["--model", model, "--model_args", args, "--device", "cpu", "--metadata", "limit=4", "lengths=256"]
+        words += ["--tasks", "evalsuite_knowledge", "evalsuite_multihop_graph", "--output_path", str(out)]
+        command.run([*words, "--log_samples", "--batch_size", "3"])
+        lines = [json.loads(line) for file in out.rglob("samples_*") for line in file.read_text().splitlines()]
+        found.append({line["doc"]["id"]: (line["score"], line["doc"]["prompt_hash"]) for line in lines})
+    assert found[0] == found[1]
+    assert len(found[0]) == 4 * (3 + 2)
+
+
 def test_plain_lm_eval_finds_the_model_by_a_task_given_as_a_file(place: Path) -> None:
     code = (
         "from lm_eval.tasks.manager import TaskIndex; TaskIndex.build = lambda *_: {}\n"  # 14,000 files that take long
@@ -178,8 +197,8 @@ def test_plain_lm_eval_finds_the_model_by_a_task_given_as_a_file(place: Path) ->
     )
     words = ["--model", "evalsuite", "--model_args", "pretrained=full", "--device", "cpu", "--metadata", "limit=1"]
     words += ["--tasks", str(place / "evalsuite_knowledge_cloze.yaml")]
-    command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    plain = [sys.executable, "-c", code, *words]
+    done = subprocess.run(plain, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "|evalsuite_knowledge_cloze|" in done.stdout
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from evalsuite.errors import UserError
 from evalsuite.integrations.lm_eval import register
+from evalsuite.integrations.lm_eval.opening import HF
 
 
 def run(words: Sequence[str]) -> None:
@@ -14,6 +15,8 @@ def run(words: Sequence[str]) -> None:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         raise UserError(f"lm_eval is not installed ({error}); pip install 'evalsuite[lm-eval]'") from error
+    if any(word.rpartition("=")[2] in HF for word in words):
+        import evalsuite.models.modeling  # noqa: F401 - AutoModelForCausalLM then opens checkpoints of this package
     before = sys.argv
     sys.argv = ["lm-eval", *words]
     try:
