@@ -197,6 +197,21 @@ def test_lm_eval_keeps_its_own_names_whoever_is_first() -> None:
     assert found.stdout.strip() == "True"
 
 
+@pytest.mark.parametrize("first", ["the entry point", "the class"])
+def test_coming_releases_find_the_model_by_its_entry_point(first: str) -> None:
+    """They put entry points into the registry; the name is then taken, and importing the class must not mind."""
+    code = (
+        "import sys; from importlib.metadata import entry_points\n"
+        "(entry,) = entry_points(group='lm_eval.models', name='evalsuite')\n"
+        "if sys.argv[1] == 'the class': import evalsuite.integrations.lm_eval.model\n"
+        "import lm_eval.models; from lm_eval.api.registry import get_model, model_registry\n"
+        "if 'evalsuite' not in model_registry: model_registry.register('evalsuite', target=entry)\n"
+        "cls = get_model('evalsuite'); print(entry.value == f'{cls.__module__}:{cls.__name__}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, first], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 PARALLEL = """
 import json, sys
 from pathlib import Path

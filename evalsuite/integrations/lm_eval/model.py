@@ -7,18 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import lm_eval.models  # noqa: F401 - first, or lm_eval would never register its own names
 import torch
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
-from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from evalsuite.errors import UserError
-from evalsuite.integrations.lm_eval import NAME
+from evalsuite.integrations.lm_eval import NAME, register
 from evalsuite.models import load
 from evalsuite.models.decoding import Sampling
 from evalsuite.models.engine import Ask, Job
@@ -26,6 +24,7 @@ from evalsuite.models.own import OwnModel
 
 MAX_NEW = 256  # tokens that lm_eval generates where a task names no number
 REFUSED = (float("-inf"), False)
+register()  # whoever imports the class may name it
 OWNER = "evalsuite: the model that gave these answers"  # no key of lm_eval's own, which are hashes
 
 
@@ -35,7 +34,6 @@ class Templated(str):
     __slots__ = ()
 
 
-@register_model(NAME)
 class EvalsuiteLM(LM):
     """A preset, a checkpoint folder of this package or an OwnModel, asked by lm_eval.
 
