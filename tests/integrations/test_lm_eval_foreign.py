@@ -16,6 +16,7 @@ from evalsuite.models.own import OwnModel, open_checkpoint
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
 from evalsuite.integrations.lm_eval import export
 from evalsuite.integrations.lm_eval.model import EvalsuiteLM
@@ -183,6 +184,19 @@ def test_a_name_that_lm_eval_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
         plan.make(plan.select(["lm_eval:arc_esy"]), "natural")
     with pytest.raises(UserError, match="unknown task 'lmeval:x'"):
         plan.select(["lmeval:x"])
+
+
+def test_of_a_group_what_can_be_asked_is_asked(
+    native: OwnModel, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "some.yaml").write_text("group: some\ntask: [inner, gen, away]\n")
+    (place / "inner.yaml").write_text("group: inner\ntask:\n  - mc\n  - odd\n")
+    build = TaskIndex.build
+    monkeypatch.setattr("lm_eval.tasks.manager.TaskIndex.build", lambda *_: build([place]))
+    run = runner.run(native, plan.make(plan.select(["lm_eval:some"], limit=2), "natural"), tmp_path)
+    assert {row["task"] for row in run.rows} == {"lm_eval:some.mc", "lm_eval:some.gen"}
+    assert "nobody answers" in run.meta["missing"]["lm_eval:some.away"]
+    assert "share of right answers" in run.meta["missing"]["lm_eval:some.odd"]
 
 
 def test_two_tasks_of_one_name_are_not_one(place: Path, tmp_path: Path) -> None:

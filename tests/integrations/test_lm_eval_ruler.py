@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from evalsuite import plan, runner
+from evalsuite.errors import UserError
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.models.own import open_checkpoint
@@ -118,6 +119,11 @@ def test_its_ruler_scores_our_model_as_run_does(checkpoint: Path, tmp_path: Path
         assert all("Below is a numbered list" in row["prompt"] for row in rows)
     if name == "ruler_vt":  # R8
         assert all("assgined" in row["prompt"] for row in rows)
+
+
+def test_what_needs_a_tokenizer_says_how_to_give_it() -> None:
+    with pytest.raises(UserError, match=r"give --set TASK\.tokenizer=FOLDER, and --lengths"):
+        plan.make(plan.select(["lm_eval:ruler_fwe"]), "natural")
 
 
 def test_its_data_depend_on_what_was_made_before_and_its_limit_on_the_shortest_length(

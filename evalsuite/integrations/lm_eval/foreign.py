@@ -158,17 +158,12 @@ class Foreign:
         """Cell's task -> leaf task; loaded once for the same settings."""
         key = _key(request)
         if key not in self._parts:
-            self._parts[key], self._lack[key] = {}, {}
-            try:
-                found = self._tasks(request)
-            except UserError:
-                raise
-            except Exception as error:  # of any library that a data set is read with
-                self._lack[key][self.name] = _reason(error)
-                found = {}
-            alone = list(found) if len(found) == 1 else []
+            self._parts[key] = {}
+            found, failed = self._tasks(request)
+            alone = len(found) + len(failed) == 1
+            self._lack[key] = {self.name if alone else self._leaf(leaf): reason for leaf, reason in failed.items()}
             for leaf, task in found.items():
-                name = self.name if leaf in alone else f"{self.name}.{re.sub(r'[^0-9A-Za-z_]+', '_', leaf)}"
+                name = self.name if alone else self._leaf(leaf)
                 part = _part(task, request)
                 if lack := _unaskable(part):
                     self._lack[key][name] = lack
@@ -178,7 +173,11 @@ class Foreign:
             self.version = sum(_number(task.VERSION) for task in found.values())
         return self._parts[key]
 
-    def _tasks(self, request: Request) -> dict[str, Any]:
+    def _leaf(self, leaf: str) -> str:
+        return f"{self.name}.{re.sub(r'[^0-9A-Za-z_]+', '_', leaf)}"
+
+    def _tasks(self, request: Request) -> tuple[dict[str, Any], dict[str, str]]:
+        """Leaf tasks by name, and why others could not be made: of a group, the rest are asked all the same."""
         from lm_eval.tasks import TaskManager
 
         metadata: dict[str, Any] = {"max_seq_lengths": list(request.lengths)} if request.lengths else {}
@@ -190,7 +189,14 @@ class Foreign:
                 from evalsuite.errors import unknown
 
                 raise unknown("lm_eval task", self.asked, manager.all_tasks)
-            return dict(manager.load([self.asked])["tasks"])
+            found: dict[str, Any] = {}
+            failed: dict[str, str] = {}
+            for spec in _members(manager, self.asked):
+                try:
+                    found |= manager.load([spec])["tasks"]
+                except Exception as error:  # of any library that a data set is read with
+                    failed[spec] = _reason(error)
+            return found, failed
 
     def _chance(self, part: Part) -> float:
         if part.task.OUTPUT_TYPE != "multiple_choice":
@@ -205,6 +211,20 @@ def _part(task: Any, request: Request) -> Part:
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=SEEDS[3])
     return Part(task, shots, task.eval_docs)
+
+
+def _members(manager: Any, name: str) -> list[str]:
+    """The names of a group or tag, one by one where nothing but its list of names makes it a group."""
+    entry = manager.task_index.get(name)
+    if entry is None or not (entry.tags or isinstance((entry.cfg or {}).get("task"), list)):
+        return [name]
+    if entry.kind.name == "TAG":
+        return sorted(entry.tags)
+    plain = {"group", "group_alias", "task", "tag", "aggregate_metric_list", "metadata"}
+    names = entry.cfg["task"]
+    if entry.kind.name != "GROUP" or entry.cfg.keys() - plain or not all(isinstance(one, str) for one in names):
+        return [name]
+    return [leaf for one in names for leaf in _members(manager, one)]
 
 
 def _unaskable(part: Part) -> str:
@@ -266,7 +286,10 @@ def _number(said: object) -> int:
 def _reason(error: Exception) -> str:
     """One line, with the mend that most often helps."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return f"lm_eval cannot make it: {type(error).__name__}: {line}; its data may need the hub or another package"
+    mend = "its data may need the hub or another package"
+    if "tokenizer" in line.lower():
+        mend = "it sizes its own texts: give --set TASK.tokenizer=FOLDER, and --lengths"
+    return f"lm_eval cannot make it: {type(error).__name__}: {line}; {mend}"
 
 
 @contextmanager
