@@ -214,3 +214,33 @@ def test_a_mistake_inside_lm_eval_is_one_line(place: Path, monkeypatch: pytest.M
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: unknown model 'ful'")
     assert sys.argv[0] == "evalsuite"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--model", "hf:pretrained=x", "--tasks", "knowledge"], "pip install 'evalsuite[lm-eval]'"),
+        (["run", "--model", "full", "--tasks", "lm_eval:arc_easy"], "pip install 'evalsuite[lm-eval]'"),
+        (["lm-eval", "--help"], "pip install 'evalsuite[lm-eval]'"),
+        (["list", "models"], ""),
+        (["path", "lm-eval"], ""),
+    ],
+)
+def test_without_lm_eval_everything_else_works(words: list[str], message: str) -> None:
+    hidden = (
+        "import sys, importlib.metadata as m; from evalsuite import cli\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'lm_eval': raise ModuleNotFoundError(name)\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'lm_eval': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "sys.meta_path.insert(0, Hidden()); cli.main()"
+    )
+    plain = [sys.executable, "-c", hidden, *words]
+    done = subprocess.run(plain, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == (2 if message else 0), done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
