@@ -271,6 +271,7 @@ def export_lm_eval(run: str, folder: str) -> None:
     from evalsuite.integrations.lm_eval import export
 
     for file in export.write(store.read(run), Path(folder)):
+        print(file)
 
 
 def export_hf(paths: Sequence[str], folder: str, *, prompts: bool) -> None:
