@@ -39,6 +39,14 @@ class Item:
     request: Request
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Gap:
+    """An item that is no sample: its place in the plan, and why; with no reason, its cell has no more questions."""
+
+    place: int
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every sample that one model will be asked, in order, and what cannot be asked with the reason."""
@@ -47,6 +55,7 @@ class Plan:
     missing: dict[str, str]
     selection: Selection
     wording: str
+    gaps: list[Gap] = field(init=False, default_factory=list)  # met by `samples` so far
 
     def samples(self, count: Count) -> Iterator[tuple[Item, Sample]]:
         """Build the samples one by one, fitted with the model's token `count`.
@@ -57,25 +66,49 @@ class Plan:
         ended: set[int] = set()
         skipped: Counter[int] = Counter()
         seen: dict[tuple[str, str], Item] = {}
-        for item in self.items:
+        for place, item in enumerate(self.items):
             if id(item.cell) in ended:
                 continue
             try:
                 sample = item.task.sample(item.cell, item.index, item.request, count)
             except IndexError:
                 ended.add(id(item.cell))
-                self.missing[describe(item.cell)] = f"it has {item.index} of {self.selection.limit} questions, no more"
+                self._note(Gap(place), skipped)
                 continue
             except UserError as error:  # this question alone: the next may be shorter
-                skipped[id(item.cell)] += 1
-                out = f"{skipped[id(item.cell)]} of {self.selection.limit} questions"
-                self.missing[describe(item.cell)] = f"{out}: {error}"
+                self._note(Gap(place, str(error) or "no reason given"), skipped)
                 continue
             key = (sample.task, sample.id)
             if key in seen:
                 raise UserError(f"task {sample.task} made two samples with the id {sample.id!r}: a fault of that task")
             seen[key] = item
             yield item, sample
+
+    def part(self, places: Sequence[int]) -> "Plan":
+        """The items at some places, in the plan's order, as a plan of their own; its gaps name places of its own."""
+        return Plan(tuple(self.items[place] for place in places), dict(self.missing), self.selection, self.wording)
+
+    def merge(self, gaps: Iterable[Gap]) -> None:
+        """Say in `missing` what several parts found, as one process that met all these gaps would have said it."""
+        found = sorted(set(gaps))
+        ends: dict[int, int] = {}
+        for gap in found:
+            if not gap.reason:
+                ends.setdefault(id(self.items[gap.place].cell), gap.place)
+        self.gaps.clear()
+        skipped: Counter[int] = Counter()
+        for gap in found:
+            if gap.place <= ends.get(id(self.items[gap.place].cell), gap.place):
+                self._note(gap, skipped)
+
+    def _note(self, gap: Gap, skipped: Counter[int]) -> None:
+        self.gaps.append(gap)
+        item, limit = self.items[gap.place], self.selection.limit
+        if gap.reason:
+            skipped[id(item.cell)] += 1
+            self.missing[describe(item.cell)] = f"{skipped[id(item.cell)]} of {limit} questions: {gap.reason}"
+        else:
+            self.missing[describe(item.cell)] = f"it has {item.index} of {limit} questions, no more"
 
 
 def describe(cell: Cell) -> str:

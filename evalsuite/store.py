@@ -2,23 +2,34 @@
 
 `run.json` holds everything needed to repeat the run. Each completion is one line of `samples-<rank>.jsonl`, written by
 one `write` with O_APPEND: a kill at any instant loses at most the line in flight. `samples.parquet` and `summary.json`
-replace the log when the plan is done, by atomic renames. Timings stay apart: the samples of two equal runs are equal.
+replace the logs when the plan is done, by atomic renames. Timings stay apart: the samples of two equal runs are equal.
+
+A folder has one writer, who holds the lock of `.lock`. Where the run is one of several ranks, the writer is rank 0, and
+the others join by its invitation, each with a log of its own; a log is locked as long as its rank lives.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
+import secrets
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evalsuite import files
 from evalsuite.errors import UserError
+from evalsuite.files import write_json
+from evalsuite.meta import FORMAT, asked, changes, differences, merged, read_meta
 from evalsuite.records import Completion, Sample, Score
 
-FORMAT = 1
+__all__ = [
+    "FORMAT", "Key", "Row", "Run", "Store", "differences", "folder_name", "make_row", "natural", "read", "read_meta",
+    "write_json",
+]  # fmt: skip
+
 Row = dict[str, Any]
 Key = tuple[str, str]  # task, sample id
 
@@ -66,7 +77,6 @@ def make_row(sample: Sample, completion: Completion, score: Score, *, cell: Mapp
 
 
 TIMING = {"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds"}
-META = {"format", "model", "identity", "tasks", "requests", "missing", "cost", "created"}  # of run.json
 ROW = {
     "task", "id", "cluster", "chance", "facets", "cell", "prompt_hash", "score", "finish", "error",
 }  # of a row, at least: another program's lines are none  # fmt: skip
@@ -85,10 +95,12 @@ def natural(row: Row) -> tuple[Any, ...]:
 
 @dataclass(slots=True)
 class Store:
-    """The one writer of a run's folder. Use as a context manager; `done` maps what is stored to its prompt's hash."""
+    """Writes a run's folder, alone or as a rank. Use as a context manager; `done` maps what is stored to its prompt's
+    hash. A sitting is one command's work on a folder, by however many ranks."""
 
     folder: Path
     rank: int = 0
+    sitting: str = field(default_factory=lambda: secrets.token_hex(4))
     done: dict[Key, str] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     _lock: int = -1
@@ -107,21 +119,53 @@ class Store:
         path = Path(folder)
         if must_exist and not (path / "run.json").exists():
             raise UserError(f"--resume: there is no run in {path}; leave --resume out to start one")
-        try:
+        store = cls(path)
+        with store._opening():
             path.mkdir(parents=True, exist_ok=True)
-            store = cls(path)
             store._acquire()
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        try:
             store._begin(json.loads(json.dumps(meta)))
-        except OSError as error:
-            store.close()
-            raise _unwritable(path, error) from error
-        except BaseException:
-            store.close()
-            raise
         return store
+
+    @classmethod
+    def join(
+        cls, folder: str | os.PathLike[str], meta: Mapping[str, Any], rank: int, invitation: Mapping[str, Any]
+    ) -> "Store":
+        """Open a run's folder as one more rank, by the `invitation` of rank 0, who has it open.
+
+        Every rank begins with what was stored when rank 0 opened it. Raises UserError where `meta` is not of the same
+        model and tasks as rank 0's, where another process writes this rank's log, and where it cannot be written.
+        """
+        path = Path(folder)
+        found = changes(read_meta(path), json.loads(json.dumps(meta)))
+        if found:
+            raise UserError(
+                f"rank {rank} is not like rank 0, which opened {path}; give all ranks one model, data and version. "
+                f"It differs in {'; '.join(found)}"
+            )
+        store = cls(path, rank, str(invitation["sitting"]))
+        with store._opening():
+            store._open_logs(invitation["logs"])
+        return store
+
+    def invitation(self) -> dict[str, Any]:
+        """What other ranks need to join: the sitting, and how long each log is before anybody adds to it."""
+        logs = {log.name: log.stat().st_size for log in sorted(self.folder.glob("samples-*.jsonl"))}
+        return {"sitting": self.sitting, "logs": logs}
+
+    def gather(self, invitation: Mapping[str, Any]) -> None:
+        """Add to `done` what the other ranks stored since the invitation. Raises UserError where two ranks answered
+        samples of one id."""
+        for log in sorted(self.folder.glob("samples-*.jsonl")):
+            if log.name == f"samples-{self.rank}.jsonl":
+                continue
+            for row, _ in files.lines(log, invitation["logs"].get(log.name, 0)):
+                if row is None or not _whole(row):
+                    continue
+                if (row["task"], row["id"]) in self.done:
+                    raise UserError(
+                        f"task {row['task']} made two samples with the id {row['id']!r}: a fault of that task"
+                    )
+                self.done[row["task"], row["id"]] = row["prompt_hash"]
 
     def append(self, row: Row) -> None:
         """Store one answered sample. Raises UserError where the disk is full; what was stored before stays."""
@@ -130,9 +174,9 @@ class Store:
         self._write(self._log, row)
         self.done[key] = row["prompt_hash"]
 
-    def append_timing(self, timing: Mapping[str, float]) -> None:
-        """Add one slice's tokens and seconds."""
-        self._write(self._timings, dict(timing))
+    def append_timing(self, timing: Mapping[str, Any]) -> None:
+        """Add one slice's tokens and seconds, with who measured them and when they ended (seconds since 1970)."""
+        self._write(self._timings, {"sitting": self.sitting, "rank": self.rank, "at": time.time(), **timing})
 
     def remember(self, missing: Mapping[str, str], ran: Mapping[str, list[str]]) -> None:
         """Add to run.json what turned out while running: what could not be asked, and what computed the answers."""
@@ -141,15 +185,15 @@ class Store:
         ran = {name: sorted({*told.get(name, ()), *ran.get(name, ())}) for name in sorted({*told, *ran})}
         requests[self._request] = requests[self._request] | ({"ran": ran} if ran else {})
         self.meta = {**self.meta, "missing": {**self.meta["missing"], **missing}, "requests": requests}
-        with _room(self.folder, self.done):
+        with files.room(self.folder, self.done):
             write_json(self.folder / "run.json", self.meta)
 
     def finish(self, rows: list[Row], summary: Mapping[str, Any]) -> None:
         """Put samples.parquet and summary.json in place of the log."""
-        with _room(self.folder, self.done):
+        with files.room(self.folder, self.done):
             logs = [log for log in self.folder.glob("samples-*.jsonl") if log.stat().st_size]
             if logs or not (self.folder / "samples.parquet").exists():
-                _replace(self.folder / "samples.parquet", _parquet(rows))
+                files.put(self.folder / "samples.parquet", _parquet(rows))
             write_json(self.folder / "summary.json", summary)
             for log in logs:
                 log.unlink()
@@ -160,7 +204,7 @@ class Store:
             if self._lock >= 0:
                 stack.callback(os.close, self._lock)
             if self._log >= 0:
-                stack.callback(_remove_empty, self.folder / f"samples-{self.rank}.jsonl")
+                stack.callback(files.remove_empty, self.folder / f"samples-{self.rank}.jsonl")
             for descriptor in (self._log, self._timings):
                 if descriptor >= 0:
                     stack.callback(os.close, descriptor)
@@ -173,39 +217,55 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Where it cannot be opened, all that was is closed again."""
+        try:
+            yield
+        except OSError as error:
+            self.close()
+            raise files.unwritable(self.folder, error) from error
+        except BaseException:
+            self.close()
+            raise
+
     def _acquire(self) -> None:
         self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(self._lock):
             owner = os.read(self._lock, 32).decode() or "unknown"
-            self.close()
-            raise UserError(
-                f"{self.folder} is being written by process {owner}; wait for it, or take another --out"
-            ) from None
+            raise UserError(f"{self.folder} is being written by process {owner}; wait for it, or take another --out")
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        for log in sorted(self.folder.glob("samples-*.jsonl")):
+            if files.locked(log):  # a rank whose rank 0 is gone
+                raise UserError(
+                    f"{log} is still being written by a rank of another run; wait for it, or take another --out"
+                )
 
     def _begin(self, meta: dict[str, Any]) -> None:
         old = read_meta(self.folder) if (self.folder / "run.json").exists() else None
         if old is None and any(self.folder.glob("samples*")):
             raise UserError(f"{self.folder} holds samples but no run.json; take another --out")
-        self.meta = meta if old is None else _merged(self.folder, old, meta)
-        self._request = [_asked(r) for r in self.meta["requests"]].index(_asked(meta["requests"][0]))
+        self.meta = meta if old is None else merged(self.folder, old, meta)
+        self._request = [asked(r) for r in self.meta["requests"]].index(asked(meta["requests"][0]))
         if self.meta != old:
             write_json(self.folder / "run.json", self.meta)
-        for row in _stored(self.folder, columns=["task", "id", "prompt_hash"])[0]:
+        for log in self.folder.glob("samples-*.jsonl"):
+            os.close(files.open_log(log))  # no rank left a torn line
+        self._open_logs(None)
+
+    def _open_logs(self, sizes: Mapping[str, int] | None) -> None:
+        """This rank's logs, and `done` from all of them, or from so much of them as `sizes` says."""
+        for row in _stored(self.folder, columns=["task", "id", "prompt_hash"], sizes=sizes)[0]:
             self.done.setdefault((row["task"], row["id"]), row["prompt_hash"])
-        self._log = _open_log(self.folder / f"samples-{self.rank}.jsonl")
-        self._timings = _open_log(self.folder / f"timings-{self.rank}.jsonl")
+        self._log = files.open_log(self.folder / f"samples-{self.rank}.jsonl")
+        if not files.lock(self._log):
+            raise UserError(f"{self.folder} is being written by another rank {self.rank}; wait for it")
+        self._timings = files.open_log(self.folder / f"timings-{self.rank}.jsonl")
 
     def _write(self, descriptor: int, row: Mapping[str, Any]) -> None:
-        line = json.dumps(row).encode() + b"\n"
-        before = os.fstat(descriptor).st_size
-        with _room(self.folder, self.done):
-            if os.write(descriptor, line) < len(line):
-                os.ftruncate(descriptor, before)
-                raise OSError(28, os.strerror(28))
+        with files.room(self.folder, self.done):
+            files.append(descriptor, row)
 
 
 def read(folder: str | os.PathLike[str], *, prompts: bool = True) -> Run:
@@ -217,89 +277,22 @@ def read(folder: str | os.PathLike[str], *, prompts: bool = True) -> Run:
     timings = [
         line
         for log in sorted(path.glob("timings-*.jsonl"))
-        for line, _ in _lines(log)
+        for line, _ in files.lines(log)
         if line is not None and line.keys() >= TIMING
     ]
     return Run(path, meta, sorted(unique.values(), key=natural), timings, bad)
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """A run's run.json."""
-    try:
-        meta: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no run: it has no run.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} cannot be read: {error}") from error
-    found = meta.get("format") if isinstance(meta, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{folder} has run format {found}; this version reads {FORMAT}")
-    lacking = sorted(META - meta.keys())
-    if lacking:
-        raise UserError(
-            f"{folder / 'run.json'} lacks {', '.join(lacking)}: it is damaged; run again with another --out"
-        )
-    return meta
+def _stored(
+    folder: Path,
+    columns: list[str] | None = None,
+    drop: tuple[str, ...] = (),
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[list[Row], int]:
+    """Rows of the Parquet file and of the logs, and how many lines could not be read.
 
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Where two JSON values differ, one line each: `model.dtype: "bfloat16" -> "float32"`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield f"{path}: {json.dumps(old)} -> {json.dumps(new)}"
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Put a JSON file in place by an atomic rename."""
-    _replace(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _merged(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """run.json of a run that goes on, perhaps with more tasks."""
-    shared = {name: task for name, task in new["tasks"].items() if name in old["tasks"]}
-    changes = [
-        *differences(old["model"], new["model"], "model"),
-        *differences(old["identity"], new["identity"], "model"),
-        *(line for name in shared for line in differences(_same(old["tasks"][name]), _same(shared[name]), name)),
-    ]
-    if changes:
-        raise UserError(f"{folder} holds another run; take another --out. It differs in {'; '.join(changes)}")
-    requests = old["requests"] + [
-        r for r in new["requests"] if not any(_asked(r) == _asked(o) for o in old["requests"])
-    ]
-    chosen: dict[str, list[str]] = new["requests"][0].get("tasks") or {name: [] for name in new["tasks"]}
-    again = {f"{name}.{part}" for name, parts in chosen.items() for part in parts}
-    again |= {name for name, parts in chosen.items() if not parts}
-    missing = {k: v for k, v in old["missing"].items() if not {_part(k), _part(k).partition(".")[0]} & again}
-    return {
-        **old,
-        "tasks": {**old["tasks"], **new["tasks"]},
-        "requests": requests,
-        "missing": {**missing, **new["missing"]},
-        "cost": {**old["cost"], **new["cost"]},
-    }
-
-
-def _part(missing: str) -> str:
-    """The task of an entry of `missing`, a part's name or a cell's: `ruler.qa_1`, `multihop/graph/256/hops=4`."""
-    family, *rest = re.split(r"[./ ]", missing, maxsplit=2)
-    return f"{family}.{rest[0]}" if rest else family
-
-
-def _same(task: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to agree for two requests of one task to be one run."""
-    return {**{k: task.get(k) for k in ("version", "seed", "wording", "tier")}, "data": task.get("data") or {}}
-
-
-def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A request without when and how it was typed, and what answered it."""
-    return {k: v for k, v in request.items() if k not in ("time", "command", "versions", "revision", "ran")}
-
-
-def _stored(folder: Path, columns: list[str] | None = None, drop: tuple[str, ...] = ()) -> tuple[list[Row], int]:
-    """Rows of the Parquet file and of the logs, and how many lines could not be read."""
+    With `sizes`, as many bytes of each log that it names, and nothing of others.
+    """
     rows: list[Row] = []
     bad = 0
     if (folder / "samples.parquet").exists():
@@ -313,7 +306,7 @@ def _stored(folder: Path, columns: list[str] | None = None, drop: tuple[str, ...
                 f"{folder / 'samples.parquet'} cannot be read: {reason}; it is damaged: run again with another --out"
             ) from error
     for log in sorted(folder.glob("samples-*.jsonl")):
-        for row, complete in _lines(log):
+        for row, complete in files.lines(log, stop=None if sizes is None else sizes.get(log.name, 0)):
             if row is not None and _whole(row):
                 rows.append({k: v for k, v in row.items() if k not in drop} if drop else row)
             elif complete:
@@ -327,74 +320,7 @@ def _whole(row: Row) -> bool:
     return row.keys() >= ROW and isinstance(score, int | float) and 0 <= score <= 1
 
 
-def _lines(path: Path) -> Iterator[tuple[Row | None, bool]]:
-    """Each line parsed (None where it cannot be) and whether it is complete: a torn tail is neither."""
-    with path.open("rb") as log:
-        for line in log:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            yield row if isinstance(row, dict) else None, line.endswith(b"\n")
-
-
-def _open_log(path: Path) -> int:
-    """Open for appending, cutting off a torn last line so that the next one starts clean."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    size = end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - 65536)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(descriptor, end)
-    return descriptor
-
-
-def _remove_empty(path: Path) -> None:
-    if path.exists() and path.stat().st_size == 0:
-        path.unlink()
-
-
 def _parquet(rows: list[Row]) -> bytes:
     from evalsuite import columnar
 
     return columnar.encode(sorted(rows, key=natural))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, flush, rename: readers see the old file or the new one, whole."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {folder}: {error.strerror or error}; take another --out")
-
-
-@contextlib.contextmanager
-def _room(folder: Path, done: Mapping[Key, str]) -> Iterator[None]:
-    """Where the disk may be full, a clear error."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; the {len(done)} stored samples are kept: "
-            "make room and give the same command again"
-        ) from error
