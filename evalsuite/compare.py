@@ -326,9 +326,15 @@ def _settings(runs: Sequence[Run], key: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(about[key] for run in runs for about in run.meta["tasks"].values()))
 
 
-def _rate(timings: Sequence[Mapping[str, float]], phase: str) -> float:
+def _rate(timings: Sequence[Mapping[str, Any]], phase: str) -> float:
+    """Tokens per second of the whole: ranks of a sitting work beside each other, which lasts as long as the slowest."""
     tokens = math.fsum(t[f"{phase}_tokens"] for t in timings)
-    seconds = math.fsum(t[f"{phase}_seconds"] for t in timings)
+    times: dict[str, dict[int, float]] = {}
+    for timing in timings:
+        ranks = times.setdefault(timing.get("sitting", ""), {})
+        rank = timing.get("rank", 0)
+        ranks[rank] = ranks.get(rank, 0.0) + timing[f"{phase}_seconds"]
+    seconds = math.fsum(max(ranks.values()) for ranks in times.values())
     return tokens / seconds if tokens and seconds else math.nan
 
 

@@ -60,17 +60,11 @@ def append(descriptor: int, row: Mapping[str, Any]) -> None:
         raise OSError(28, os.strerror(28))
 
 
-def lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[dict[str, Any] | None, bool]]:
-    """Each line between two bytes, parsed (None where it cannot be), and whether it is whole: a torn tail is neither.
-
-    `start` and `stop` are ends of lines.
-    """
+def lines(path: Path, start: int = 0) -> Iterator[tuple[dict[str, Any] | None, bool]]:
+    """Each line from byte `start` on, parsed (None where it cannot be), and whether it is whole and no torn tail."""
     with path.open("rb") as log:
         log.seek(start)
         for line in log:
-            start += len(line)
-            if stop is not None and start > stop:
-                return
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:

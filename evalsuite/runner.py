@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import evalsuite
 from evalsuite import compare
@@ -21,7 +21,7 @@ from evalsuite.models.base import Model
 from evalsuite.plan import Item, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.records import Completion, Sample, Score
-from evalsuite.store import FORMAT, Row, Run, Store, folder_name, make_row, read
+from evalsuite.store import FORMAT, Key, Row, Run, Store, folder_name, make_row, read
 from evalsuite.task import Executing, Sourced, Task, uses
 
 SLICE = 256  # samples handed to the model at once
@@ -29,6 +29,28 @@ SLICE_CHARACTERS = 8_000_000  # and no more text than this
 POOL = 64  # answers of a task that runs code, judged together
 
 Planned = tuple[Item, Sample]
+
+
+class Sink(Protocol):
+    """Where answers go: a store, or a worker's way to one."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        ...
+
+    @property
+    def done(self) -> Mapping[Key, str]:
+        """What is stored -> its prompt's hash."""
+        ...
+
+    def append(self, row: Row) -> None:
+        """Keep one answered sample."""
+        ...
+
+    def append_timing(self, timing: Mapping[str, Any]) -> None:
+        """Keep one slice's tokens and seconds."""
+        ...
 
 
 class OverContextError(UserError):
@@ -48,29 +70,57 @@ def run(
     other words, where the model breaks the protocol, and, once everything is stored, OverContextError where all samples
     of a length are over the model's context. Whatever was answered before an error or an interrupt stays.
     """
-    reporter = reporter or Silent()
     with Store.open(Path(out) / folder_name(model.name), describe(model, plan), must_exist=must_exist) as store:
-        reporter.begin(model.name, len(plan.items))
         try:
-            for part in _slices(_open(plan, model, store, reporter)):
-                _ask(model, part, store, reporter)
+            ask(model, plan, store, reporter or Silent())
         finally:
-            reporter.end()
-            store.remember(plan.missing, getattr(model, "ran", dict)())
-        if plan.missing and not store.done:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.missing.items())
-            raise UserError(f"no question could be made for {model.name}: {reasons}")
-        result = read(store.folder)
-        store.finish(result.rows, compare.summary(result))
-    over = _over_context(result.rows, plan, model)
+            store.remember(plan.missing, ran(model))
+        return conclude(store, plan, model.context)
+
+
+def ask(
+    model: Model, plan: Plan, store: Sink, reporter: Reporter, *, alive: Callable[[], None] | None = None,
+    called: str = "",
+) -> None:  # fmt: skip
+    """Ask, score and store every sample of the plan that is not stored; `alive` raises where it is not worth going on.
+
+    Raises UserError as `run` does.
+    """
+    began = time.perf_counter()
+    reporter.begin(called or model.name, len(plan.items))
+    try:
+        for part in _slices(_open(plan, model, store, reporter)):
+            if alive is not None:
+                alive()
+            _ask(model, part, store, reporter)
+        store.append_timing({"wall": time.perf_counter() - began})
+    finally:
+        reporter.end()
+
+
+def conclude(store: Store, plan: Plan, context: int) -> Run:
+    """Finish a folder whose plan has been asked. Raises UserError and OverContextError as `run` does."""
+    name = store.meta["model"]
+    if plan.missing and not store.done:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.missing.items())
+        raise UserError(f"no question could be made for {name}: {reasons}")
+    result = read(store.folder)
+    store.finish(result.rows, compare.summary(result))
+    over = _over_context(result.rows, plan, context)
     if over:
         lengths = ", ".join(map(str, sorted(over)))
         raise OverContextError(
-            f"length {lengths} is over the context of {model.name} ({model.context} tokens): all {sum(over.values())} "
-            f"samples count as errors; ask for --lengths up to {model.context}",
+            f"length {lengths} is over the context of {name} ({context} tokens): all {sum(over.values())} "
+            f"samples count as errors; ask for --lengths up to {context}",
             result,
         )
     return result
+
+
+def ran(model: Model) -> Mapping[str, list[str]]:
+    """Operator -> implementations that answered so far, of a model that tells."""
+    told: Mapping[str, list[str]] = getattr(model, "ran", dict)()
+    return told
 
 
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
@@ -137,7 +187,7 @@ def _fingerprint(path: str) -> str:
     return state.hexdigest()
 
 
-def _open(plan: Plan, model: Model, store: Store, reporter: Reporter) -> Iterator[Planned]:
+def _open(plan: Plan, model: Model, store: Sink, reporter: Reporter) -> Iterator[Planned]:
     """The planned samples that are not stored. Raises UserError where a stored one was asked in other words."""
     for item, sample in plan.samples(model.count):
         stored = store.done.get((sample.task, sample.id))
@@ -167,7 +217,7 @@ def _slices(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
         yield part
 
 
-def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) -> None:
+def _ask(model: Model, part: list[Planned], store: Sink, reporter: Reporter) -> None:
     """One slice: ask, score, store. Raises UserError where the model's answers do not match the questions."""
     open_items: dict[str, Planned] = {}
     for item, sample in part:
@@ -210,7 +260,7 @@ def _ask(model: Model, part: list[Planned], store: Store, reporter: Reporter) ->
         )
 
 
-def _judge(waiting: list[tuple[Planned, Completion]], store: Store, reporter: Reporter) -> None:
+def _judge(waiting: list[tuple[Planned, Completion]], store: Sink, reporter: Reporter) -> None:
     """Score and store what waits: together where a task runs code, else one by one."""
     pool = list(waiting)
     waiting.clear()  # what cannot be judged is not tried again while the error is on its way
@@ -228,7 +278,7 @@ def _failed(completion: Completion) -> bool:
 
 
 def _keep(
-    item: Item, sample: Sample, completion: Completion, store: Store, reporter: Reporter, score: Score | None = None
+    item: Item, sample: Sample, completion: Completion, store: Sink, reporter: Reporter, score: Score | None = None
 ) -> None:
     if score is None:
         score = Score(sample.id, 0.0) if _failed(completion) else item.task.score(sample, completion)
@@ -260,10 +310,10 @@ def _too_long(model: Model, item: Item, sample: Sample) -> Completion | None:
     )
 
 
-def _over_context(rows: Iterable[Row], plan: Plan, model: Model) -> Counter[int]:
+def _over_context(rows: Iterable[Row], plan: Plan, context: int) -> Counter[int]:
     """Lengths of this plan of which no sample fits the model, with how many samples there are."""
     lengths = {int(item.cell.facets.get("length", 0)) for item in plan.items}
-    if all(0 < length <= model.context for length in lengths):
+    if all(0 < length <= context for length in lengths):
         return Counter()
     every: Counter[int] = Counter()
     failed: Counter[int] = Counter()

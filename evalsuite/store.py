@@ -41,7 +41,7 @@ class Run:
     folder: Path
     meta: dict[str, Any]  # run.json
     rows: list[Row]
-    timings: list[dict[str, float]]
+    timings: list[dict[str, Any]]  # a slice each: tokens and seconds, and the sitting and rank that measured them
     unreadable: int = 0  # lines that could not be read; their samples are asked again on resume
 
     @property
@@ -107,6 +107,7 @@ class Store:
     _log: int = -1
     _timings: int = -1
     _request: int = 0  # the place of this sitting's in run.json
+    _sizes: dict[str, int] = field(default_factory=dict)  # of the logs, in bytes, when rank 0 opened the folder
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], meta: Mapping[str, Any], *, must_exist: bool = False) -> "Store":
@@ -127,13 +128,11 @@ class Store:
         return store
 
     @classmethod
-    def join(
-        cls, folder: str | os.PathLike[str], meta: Mapping[str, Any], rank: int, invitation: Mapping[str, Any]
-    ) -> "Store":
-        """Open a run's folder as one more rank, by the `invitation` of rank 0, who has it open.
+    def join(cls, folder: str | os.PathLike[str], meta: Mapping[str, Any], rank: int, sitting: str) -> "Store":
+        """Open a run's folder as one more rank in a sitting of rank 0's, who has it open.
 
-        Every rank begins with what was stored when rank 0 opened it. Raises UserError where `meta` is not of the same
-        model and tasks as rank 0's, where another process writes this rank's log, and where it cannot be written.
+        Raises UserError where `meta` is not of the same model and tasks as rank 0's, where another process writes this
+        rank's log, and where it cannot be written.
         """
         path = Path(folder)
         found = changes(read_meta(path), json.loads(json.dumps(meta)))
@@ -142,23 +141,17 @@ class Store:
                 f"rank {rank} is not like rank 0, which opened {path}; give all ranks one model, data and version. "
                 f"It differs in {'; '.join(found)}"
             )
-        store = cls(path, rank, str(invitation["sitting"]))
+        store = cls(path, rank, sitting)
         with store._opening():
-            store._open_logs(invitation["logs"])
+            store._open_logs()
         return store
 
-    def invitation(self) -> dict[str, Any]:
-        """What other ranks need to join: the sitting, and how long each log is before anybody adds to it."""
-        logs = {log.name: log.stat().st_size for log in sorted(self.folder.glob("samples-*.jsonl"))}
-        return {"sitting": self.sitting, "logs": logs}
-
-    def gather(self, invitation: Mapping[str, Any]) -> None:
-        """Add to `done` what the other ranks stored since the invitation. Raises UserError where two ranks answered
-        samples of one id."""
+    def gather(self) -> None:
+        """Add to `done` what other ranks stored in this sitting. Raises UserError where two answered one id."""
         for log in sorted(self.folder.glob("samples-*.jsonl")):
             if log.name == f"samples-{self.rank}.jsonl":
                 continue
-            for row, _ in files.lines(log, invitation["logs"].get(log.name, 0)):
+            for row, _ in files.lines(log, self._sizes.get(log.name, 0)):
                 if row is None or not _whole(row):
                     continue
                 if (row["task"], row["id"]) in self.done:
@@ -251,12 +244,12 @@ class Store:
         if self.meta != old:
             write_json(self.folder / "run.json", self.meta)
         for log in self.folder.glob("samples-*.jsonl"):
-            os.close(files.open_log(log))  # no rank left a torn line
-        self._open_logs(None)
+            os.close(files.open_log(log))  # cuts off what a dead rank left torn
+            self._sizes[log.name] = log.stat().st_size
+        self._open_logs()
 
-    def _open_logs(self, sizes: Mapping[str, int] | None) -> None:
-        """This rank's logs, and `done` from all of them, or from so much of them as `sizes` says."""
-        for row in _stored(self.folder, columns=["task", "id", "prompt_hash"], sizes=sizes)[0]:
+    def _open_logs(self) -> None:
+        for row in _stored(self.folder, columns=["task", "id", "prompt_hash"])[0]:
             self.done.setdefault((row["task"], row["id"]), row["prompt_hash"])
         self._log = files.open_log(self.folder / f"samples-{self.rank}.jsonl")
         if not files.lock(self._log):
@@ -283,16 +276,8 @@ def read(folder: str | os.PathLike[str], *, prompts: bool = True) -> Run:
     return Run(path, meta, sorted(unique.values(), key=natural), timings, bad)
 
 
-def _stored(
-    folder: Path,
-    columns: list[str] | None = None,
-    drop: tuple[str, ...] = (),
-    sizes: Mapping[str, int] | None = None,
-) -> tuple[list[Row], int]:
-    """Rows of the Parquet file and of the logs, and how many lines could not be read.
-
-    With `sizes`, as many bytes of each log that it names, and nothing of others.
-    """
+def _stored(folder: Path, columns: list[str] | None = None, drop: tuple[str, ...] = ()) -> tuple[list[Row], int]:
+    """Rows of the Parquet file and of the logs, and how many lines could not be read."""
     rows: list[Row] = []
     bad = 0
     if (folder / "samples.parquet").exists():
@@ -306,7 +291,7 @@ def _stored(
                 f"{folder / 'samples.parquet'} cannot be read: {reason}; it is damaged: run again with another --out"
             ) from error
     for log in sorted(folder.glob("samples-*.jsonl")):
-        for row, complete in files.lines(log, stop=None if sizes is None else sizes.get(log.name, 0)):
+        for row, complete in files.lines(log):
             if row is not None and _whole(row):
                 rows.append({k: v for k, v in row.items() if k not in drop} if drop else row)
             elif complete:

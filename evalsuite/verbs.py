@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +16,9 @@ from evalsuite import task as tasks
 from evalsuite.compare import Comparison
 from evalsuite.errors import UserError, unknown
 from evalsuite.task import Executing, Request
+
+if TYPE_CHECKING:
+    from evalsuite.executors import Order
 
 EMPTY: tuple[object, ...] = ("", [], {})
 WORDINGS = ("natural", "terse")
@@ -40,55 +43,66 @@ class Asked:
     as_json: bool = False
     unsandboxed: bool = False
     kernels: str = "auto"
+    executor: str = ""
 
 
 def run(asked: Asked) -> None:
-    """Run every model in turn, then show them side by side on standard output."""
+    """Run every model, then show them side by side on standard output; of several ranks, the first does."""
     from evalsuite import compare as comparing
-    from evalsuite import models, progress, runner, sandbox
-    from evalsuite.store import Run
+    from evalsuite import executors, progress, ranks
 
-    selection = _select(asked)
+    with ranks.World.found(asked.out) as world:
+        order = _order(asked, world.size)
+        reporter = progress.reporter(Console(stderr=True))
+        if asked.executor:
+            done = executors.load(asked.executor)(order, reporter)
+        else:
+            done = executors.local(order, reporter, world)
+    if not world.leads:
+        return
+    show(comparing.compare(list(done.runs.values())), "json" if asked.as_json else "")
+    if done.over:
+        raise UserError("; ".join(done.over))
+
+
+def _order(asked: Asked, ranks: int) -> "Order":
+    """What was typed, checked as far as it can be before a model is loaded."""
+    from evalsuite import executors, models, sandbox
+
+    wanted = _wanted(asked)
     sandbox.allow_unsandboxed(asked.unsandboxed)
-    for task in selection.tasks.values():  # no sandbox is said before a model is loaded
-        if isinstance(task, Executing):
-            task.tier()
+    selection = plan.select(**wanted)
+    if asked.executor:
+        executors.load(asked.executor)
+        if ranks > 1:
+            raise UserError(f"--executor {asked.executor} spreads the work itself; leave torchrun out")
+    else:
+        for task in selection.tasks.values():  # no sandbox is said before a model is loaded
+            if isinstance(task, Executing):
+                task.tier()
     specs = split_models(asked.models)
     for spec in specs:  # the last name is wrong at once, not after the first has run for hours
         models.check(spec)
     for spec in specs:
         if specs.count(spec) > 1:
             raise UserError(f"--model names {spec!r} twice")
-    reporter = progress.reporter(Console(stderr=True))
-    done: dict[str, Run] = {}
-    over: list[runner.OverContextError] = []
-    for spec in specs:
-        model = models.load(spec, device=asked.device, kernels=asked.kernels)
-        if model.name in done:
-            raise UserError(f"two of the models are called {model.name!r}; run them with different --out")
-        made = plan.make(selection, asked.wording or model.wording)
-        try:
-            done[model.name] = runner.run(model, made, asked.out, must_exist=asked.resume, reporter=reporter)
-        except runner.OverContextError as error:
-            over.append(error)
-            done[model.name] = error.run
-        del model
-    show(comparing.compare(list(done.values())), "json" if asked.as_json else "")
-    if over:
-        raise UserError("; ".join(map(str, over)))
+    return executors.Order(
+        specs, wanted, asked.wording, asked.out, asked.resume, asked.device, asked.kernels, asked.unsandboxed
+    )
 
 
-def _select(asked: Asked) -> plan.Selection:
+def _wanted(asked: Asked) -> dict[str, Any]:
+    """The arguments of plan.select."""
     if asked.wording and asked.wording not in WORDINGS:
         raise unknown("wording", asked.wording, WORDINGS)
-    return plan.select(
-        [name for names in asked.tasks for name in names.split(",")],
-        lengths=plan.parse_lengths(asked.lengths),
-        limit=asked.limit,
-        seed=asked.seed,
-        settings=asked.settings,
-        data=asked.data,
-    )
+    return {
+        "names": [name for names in asked.tasks for name in names.split(",")],
+        "lengths": plan.parse_lengths(asked.lengths),
+        "limit": asked.limit,
+        "seed": asked.seed,
+        "settings": list(asked.settings),
+        "data": list(asked.data),
+    }
 
 
 def kernels(asked: Asked, against: str, form: str, *, prompts: int, tolerance: float | None) -> None:
@@ -102,7 +116,7 @@ def kernels(asked: Asked, against: str, form: str, *, prompts: int, tolerance: f
     spec, *more = split_models(asked.models)
     if more:
         raise UserError(f"kernels are compared for one model; leave out {', '.join(more)}")
-    selection = _select(asked)
+    selection = plan.select(**_wanted(asked))
     model = models.load(spec, device=asked.device, kernels=against)
     if not isinstance(model, OwnModel):
         raise UserError(f"--kernels is for this package's own models, and {spec!r} is a plugin")
