@@ -58,6 +58,7 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
             "--model hf:...: evalsuite."
         ),
     ] = "auto",
+    executor: Annotated[str, typer.Option(help="ray: spread over a running Ray cluster. Default: here.")] = "",
     json: Json = False,
 ) -> None:
     """Ask models the questions of tasks, store every answer, and show the models side by side."""
@@ -76,6 +77,7 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
         json,
         allow_unsandboxed,
         kernels,
+        executor,
     )
     verbs.run(verbs.Asked(model, tasks, *given))
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -26,6 +26,7 @@ from evalsuite.errors import UserError
 from evalsuite.plan import Item
 from evalsuite.task import sample_id
 
+Text = tuple[str, str, int, int]  # family, task, length in tokens (0 where it has none), index
 START = 600.0  # seconds within which every rank has to come
 SILENCE = 60.0  # seconds after which a rank of another machine that was not heard is taken for dead
 POLL = 0.1
@@ -251,18 +252,29 @@ def deal(items: Sequence[Item], size: int, stored: Callable[[str, str], bool]) -
     evenly over however many ranks go on. `stored` only weighs; each rank looks for itself what it need not ask.
     """
     decks: dict[tuple[int, str, str, bool], list[list[int]]] = {}
-    for (family, task, length, _), run in groupby(range(len(items)), lambda place: _text(items[place])):
-        places = list(run)
+    for (family, task, length, _), places in texts(items):
         known = all(stored(task, sample_id(task, items[p].cell.facets, items[p].index)) for p in places)
         decks.setdefault((-length, family, task, known), []).append(places)
     loads = [0] * size
     dealt: list[list[int]] = [[] for _ in range(size)]
-    for (length, _, _, known), texts in sorted(decks.items()):
+    for (length, _, _, known), deck in sorted(decks.items()):
         order = sorted(range(size), key=lambda rank: (loads[rank], rank))
-        for i, places in enumerate(texts):
+        for i, places in enumerate(deck):
             dealt[order[i % size]] += places
             loads[order[i % size]] += 1 if known else -length or UNKNOWN
     return [sorted(places) for places in dealt]
+
+
+def texts(items: Sequence[Item]) -> Iterator[tuple[Text, list[int]]]:
+    """The texts of a plan with the places of their items, which stand side by side."""
+
+    def of(place: int) -> Text:
+        item = items[place]
+        length = item.cell.facets.get("length", 0)
+        return item.family, item.cell.task, length if isinstance(length, int) else 0, item.index
+
+    for text, places in groupby(range(len(items)), of):
+        yield text, list(places)
 
 
 def digest(items: Sequence[Item]) -> str:
@@ -271,11 +283,6 @@ def digest(items: Sequence[Item]) -> str:
     for item in items:
         state.update(f"{item.cell.task} {sorted(item.cell.facets.items())} {item.index}\n".encode())
     return state.hexdigest()
-
-
-def _text(item: Item) -> tuple[str, str, int, int]:
-    length = item.cell.facets.get("length", 0)
-    return item.family, item.cell.task, length if isinstance(length, int) else 0, item.index
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -10,7 +10,7 @@ from evalsuite.records import Completion
 
 class Scribe:
     name, context, wording = "scribe", 1 << 20, "natural"
-    pause = 4e-3
+    pause = float(os.environ.get("SCRIBE_PAUSE", "4e-3"))  # seconds
 
     def __init__(self, args):
         self.log = os.open(args, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -27,7 +27,7 @@ class Scribe:
 
     def answer(self, samples):
         for sample in samples:
-            os.write(self.log, f"{os.environ.get('RANK', '0')} {sample.id}\n".encode())
+            os.write(self.log, f"{os.environ.get('RANK', os.getpid())} {sample.id}\n".encode())
             time.sleep(self.pause)
             number = int.from_bytes(hashlib.blake2b(sample.text.encode(), digest_size=4).digest())
             right = number % 3 and sample.target

@@ -1,0 +1,195 @@
+"""A run on a Ray cluster is the run of one process, also where a node dies under it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from evalsuite import executors, progress, store
+from evalsuite.errors import UserError
+from evalsuite.executors import Order
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nscribe = scribe:Scribe\n"
+ASKED = ("--tasks", "multihop.graph,capitals", "--lengths", "256,512", "--limit", "25", "--set", "multihop.hops=1,2")
+TOTAL = 2 * 2 * 25 + 2 * 2 * 2 * 25
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'evalsuite[ray]'")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the metadata of an installed distribution whose plugins are the tests'."""
+    site = tmp_path_factory.mktemp("site")
+    info = site / "thirdparty-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRIES)
+    return site
+
+
+def environment(site: Path, **more: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(site), str(PLUGINS), os.environ.get("PYTHONPATH", "")]))
+    plain = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {
+        **plain,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "SCRIBE_PAUSE": "0.02",
+        **more,
+    }
+
+
+class Cluster:
+    """Three nodes on this machine, one CPU each."""
+
+    def __init__(self, site: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(PLUGINS / "ray_cluster.py"), "3"], env=environment(site), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.address = self._line()
+
+    def kill(self) -> set[str]:
+        """Kill a node; the processes that were its workers."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        said, *workers = self._line().split()
+        assert said == "killed"
+        return set(workers)
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(60)
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def cluster(site: Path) -> Iterator[Cluster]:
+    found = Cluster(site)
+    yield found
+    found.end()
+
+
+def start(site: Path, *words: str, address: str = "") -> "subprocess.Popen[str]":
+    executor = ("--executor", "ray") if address else ()
+    more = {"RAY_ADDRESS": address} if address else {}
+    return subprocess.Popen(
+        [sys.executable, "-m", "evalsuite", "run", *words, *executor], env=environment(site, **more), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    printed, said = process.communicate(timeout=150)
+    return process.returncode, printed, said
+
+
+def scribe(site: Path, name: str) -> tuple[str, ...]:
+    return "--model", f"scribe:{site / name}.log", "--out", str(site / name), *ASKED
+
+
+def asked(site: Path, name: str) -> list[str]:
+    log = site / f"{name}.log"
+    return [line.split(maxsplit=1)[1] for line in log.read_text().split("\n")[:-1]] if log.exists() else []
+
+
+def workers(site: Path, name: str, since: int = 0) -> set[str]:
+    """Processes that were asked something, from a line of the log on."""
+    log = site / f"{name}.log"
+    return {line.split()[0] for line in log.read_text().split("\n")[since:-1]} if log.exists() else set()
+
+
+@needs_ray
+def test_a_node_killed_in_mid_run_costs_what_was_in_flight(site: Path, cluster: Cluster) -> None:
+    process = start(site, *scribe(site, "killed"), address=cluster.address)
+    deadline = time.monotonic() + 90
+    while len(workers(site, "killed")) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None
+    dead = cluster.kill() & workers(site, "killed")
+    mark = len(asked(site, "killed"))
+    assert len(dead) == 1
+    assert 0 < mark < TOTAL
+    code, printed, said = end(process)
+    assert code == 0, said
+    assert len(workers(site, "killed", mark) - dead) == 2
+    code, _, said = end(start(site, *scribe(site, "whole")))
+    assert code == 0, said
+    folders = [site / name / "scribe" for name in ("killed", "whole")]
+    assert (folders[0] / "samples.parquet").read_bytes() == (folders[1] / "samples.parquet").read_bytes()
+    names = asked(site, "killed")
+    assert len(set(names)) == TOTAL
+    assert len(names) - TOTAL <= 2, "answers that had been given are asked again"
+    assert len({timing["rank"] for timing in store.read(folders[0]).timings}) >= 2
+    assert not list(folders[0].glob("samples-*.jsonl"))
+
+    before = len(names)  # and it is finished: two nodes find nothing to ask
+    code, again, said = end(start(site, *scribe(site, "killed"), address=cluster.address))
+    assert code == 0, said
+    assert f"{TOTAL} stored from before" in said
+    assert len(asked(site, "killed")) == before
+    assert [line for line in printed.splitlines() if "tokens/s" not in line] == [
+        line for line in again.splitlines() if "tokens/s" not in line
+    ]
+
+
+@needs_ray
+def test_an_interrupted_driver_goes_on_in_one_process(site: Path, cluster: Cluster) -> None:
+    process = start(site, *scribe(site, "stopped"), address=cluster.address)
+    deadline = time.monotonic() + 90
+    while len(asked(site, "stopped")) < TOTAL // 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    end(process)
+    kept = {row["id"] for row in store.read(site / "stopped" / "scribe").rows}
+    assert 0 < len(kept) < TOTAL
+    time.sleep(2)  # until Ray has ended the workers of a driver that is gone
+    mark = len(asked(site, "stopped"))
+    code, _, said = end(start(site, *scribe(site, "stopped")))
+    assert code == 0, said
+    after = asked(site, "stopped")[mark:]
+    assert len(after) == len(set(after)) == TOTAL - len(kept)
+    assert not set(after) & kept
+
+
+@needs_ray
+def test_a_fault_of_a_worker_is_one_line_that_names_the_shard(site: Path, cluster: Cluster) -> None:
+    words = ("--model", "scribe:/nowhere/log", "--out", str(site / "fault"), *ASKED)
+    code, printed, said = end(start(site, *words, address=cluster.address))
+    assert (code, printed) == (2, "")
+    assert said.splitlines()[-1].startswith("error: loading scribe:/nowhere/log failed on ")
+    assert "FileNotFoundError" in said.splitlines()[-1]
+
+
+@needs_ray
+def test_no_cluster_is_one_line(site: Path) -> None:
+    code, printed, said = end(start(site, *scribe(site, "none"), address="127.0.0.1:1"))
+    assert (code, printed) == (2, "")
+    assert "error: --executor ray finds no running Ray cluster; start one with `ray start --head`" in said
+
+
+def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    order = Order(["full"], {"names": ["knowledge"]}, "", str(tmp_path))
+    with pytest.raises(UserError, match=r"pip install 'evalsuite\[ray\]'"):
+        executors.load("ray")(order, progress.Silent())
+    with pytest.raises(UserError, match="unknown executor 'rai'; did you mean 'ray'"):
+        executors.load("rai")
+    with pytest.raises(UserError, match="--device cuda:1: Ray gives each worker its GPU"):
+        executors.load("ray")(Order(["full"], {}, "", "", device="cuda:1"), progress.Silent())
+    assert not list(tmp_path.iterdir())
