@@ -112,8 +112,7 @@ class World:
         self._stop.set()
         if self._own >= 0:
             os.close(self._own)
-        if error is None and self.leads:
-            self._tidy()
+        self._tidy(done=error is None and self.leads)
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
         if not speaks:
@@ -176,13 +175,16 @@ class World:
             return True
         return True
 
-    def _tidy(self) -> None:
-        """Remove the folder of this launch, and those of launches that failed and are long gone."""
-        for folder in self.folder.parent.glob(".ranks-*"):
-            ranks = list(folder.glob("rank-*"))
-            old = all(time.time() - rank.stat().st_mtime > SILENCE and not files.locked(rank) for rank in ranks)
-            if folder == self.folder or old:
-                rmtree(folder, ignore_errors=True)
+    def _tidy(self, *, done: bool) -> None:
+        """Remove the folder of this launch where all is done or all have gone, and those that were left long ago."""
+        every = [self._file(rank) for rank in range(self.size)]
+        if done or all(file.exists() and not files.locked(file) for file in every):
+            rmtree(self.folder, ignore_errors=True)
+        if done:
+            for folder in self.folder.parent.glob(".ranks-*"):
+                with suppress(FileNotFoundError):
+                    if all(_forsaken(file) for file in folder.glob("rank-*")):
+                        rmtree(folder, ignore_errors=True)
 
     def _ended(self, *_: int | FrameType | None) -> None:
         dead = [rank for rank in range(self.size) if rank != self.rank and not self._lives(rank)]
@@ -292,6 +294,10 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal():
         raise UserError(f"{name}={text!r} is no number; start ranks by torchrun, or unset it")
     return int(text)
+
+
+def _forsaken(file: Path) -> bool:
+    return time.time() - file.stat().st_mtime > SILENCE and not files.locked(file)
 
 
 def _patiently(attempt: Callable[[], bool], seconds: float = 1.0) -> bool:

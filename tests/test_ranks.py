@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from evalsuite import compare, files, plan, ranks, store
 from evalsuite.errors import UserError
@@ -113,6 +114,7 @@ def test_a_killed_rank_costs_its_sample_in_flight(site: Path, victim: int, then:
         os.kill(pid, signal.SIGKILL)
         printed, said = process.communicate(timeout=60)
     assert process.returncode != 0
+    assert [path.name for path in out.iterdir()] == ["scribe"]
     (line,) = errors(said)
     assert line.startswith(f"error: rank {victim} (process {pid} on ")
     assert line.endswith(" has died; what was answered is stored, and the same command goes on")
@@ -374,3 +376,36 @@ def test_only_one_rank_speaks(pair: tuple[World, World]) -> None:
         raise UserError("what follows from it")
     assert silent.value.code == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("count", "local", "name", "expected"),
+    [
+        (2, 0, "auto", "cuda:0"), (2, 1, "auto", "cuda:1"), (2, 1, "cuda", "cuda:1"), (2, 1, "cpu", "cpu"),
+        (2, 1, "cuda:0", "cuda:0"), (0, 1, "auto", "cpu"),
+    ],
+)  # fmt: skip
+def test_each_rank_has_its_own_gpu(
+    count: int, local: int, name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = gpus(count, monkeypatch)
+    assert World(rank=local + 2, size=4, local=local).device(name) == expected
+    assert chosen == ([local] if count and name in ("auto", "cuda") else [])
+
+
+def test_two_ranks_never_share_a_gpu_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(1, monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match="rank 1 has no GPU of its own: this machine has 1"):
+        World(rank=1, size=2, local=1).device("auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # the launcher has dealt them
+    assert World(rank=1, size=2, local=1).device("auto") == "cuda:0"
+
+
+def gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine of so many GPUs; which of them becomes torch's current one."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen

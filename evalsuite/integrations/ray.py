@@ -166,15 +166,14 @@ def run(order: Order, reporter: Reporter) -> Outcome:
     """
     if order.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {order.device}: Ray gives each worker its GPU; leave --device out")
-    ray, own = _connect()
-    try:
-        with contextlib.ExitStack() as stack, contextlib.redirect_stdout(sys.stderr):  # Ray prints who has died
-            driver = _Driver(ray, order, reporter, stack)
-            stack.callback(driver.dismiss)
-            return driver.run()
-    finally:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # where Ray prints who has died
+        ray, own = _connect()
         if own:
-            ray.shutdown()
+            stack.callback(ray.shutdown)
+        driver = _Driver(ray, order, reporter, stack)
+        stack.callback(driver.dismiss)
+        return driver.run()
 
 
 def _connect() -> tuple[Any, bool]:
@@ -233,20 +232,19 @@ class _Driver:
         self.hands.clear()
 
     def _shards(self, spec: str) -> Iterator[tuple[int, _Shard]]:
-        """The plan in shards of whole texts, with minus their length."""
+        """The plan in shards of whole texts, each of one task and length, with minus that length."""
         job = self.jobs[spec]
         size = min(runner.SLICE, math.ceil(len(job.made.items) / max(WIDTH * self._capacity()[0], 1)))
-        found: list[tuple[int, list[int]]] = []
-        for (_, _, length, _), places in sorted(texts(job.made.items), key=lambda text: -text[0][2]):
-            if not found or len(found[-1][1]) >= size or found[-1][0] != -length:
-                found.append((-length, []))
+        found: list[tuple[tuple[int, str], list[int]]] = []
+        for (_, task, length, _), places in texts(job.made.items):
+            if not found or len(found[-1][1]) >= size or found[-1][0] != (-length, task):
+                found.append(((-length, task), []))
             found[-1][1].extend(places)
         job.left = len(found)
-        for number, (length, places) in enumerate(found, 1):
+        for number, ((length, _), places) in enumerate(found, 1):
             first = job.made.items[places[0]]
             about = f"{len(places)} samples from {plan.describe(first.cell)}, question {first.index} on"
-            name = f"shard {number} of {len(found)} of {job.store.meta['model']} ({about})"
-            yield length, _Shard(spec, name, sorted(places))
+            yield length, _Shard(spec, f"shard {number} of {len(found)} of {job.store.meta['model']} ({about})", places)
 
     def _work(self, shards: deque[_Shard]) -> None:
         while shards or any(hand.shard for hand in self.hands):

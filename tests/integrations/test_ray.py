@@ -1,6 +1,7 @@
 """A run on a Ray cluster is the run of one process, also where a node dies under it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -174,6 +175,36 @@ def test_a_fault_of_a_worker_is_one_line_that_names_the_shard(site: Path, cluste
     assert (code, printed) == (2, "")
     assert said.splitlines()[-1].startswith("error: loading scribe:/nowhere/log failed on ")
     assert "FileNotFoundError" in said.splitlines()[-1]
+
+
+@needs_ray
+def test_a_shard_that_no_worker_survives_is_named_and_the_rest_is_kept(site: Path, cluster: Cluster) -> None:
+    deadly = "capitals/direct/256/hops=2/9"
+    (site / "deadly.log.deadly").write_text(deadly)
+    code, printed, said = end(start(site, *scribe(site, "deadly"), address=cluster.address))
+    assert (code, printed) == (2, "")
+    line = said.splitlines()[-1]
+    assert re.match(
+        r"error: shard \d+ of \d+ of scribe \(\d+ samples from capitals\.direct \(hops=1, length=256\)", line
+    )
+    assert "was lost with its worker 4 times" in line
+    names = asked(site, "deadly")
+    assert names.count(deadly) == 4
+    assert len(names) - len(set(names)) <= 3 + 2, "what had been answered beside it was asked again"
+    kept = {row["id"] for row in store.read(site / "deadly" / "scribe").rows}
+    assert set(names) - kept <= {deadly, *names[-2:]}
+    (site / "deadly.log.deadly").unlink()
+    code, _, said = end(start(site, *scribe(site, "deadly"), address=cluster.address))
+    assert code == 0, said
+    assert len(store.read(site / "deadly" / "scribe").rows) == TOTAL
+
+
+@needs_ray
+def test_torchrun_beside_ray_is_refused(site: Path) -> None:
+    words = [sys.executable, "-m", "evalsuite", "run", *scribe(site, "both"), "--executor", "ray"]
+    ranks = environment(site, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
+    done = subprocess.run(words, env=ranks, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.splitlines()[-1] == "error: --executor ray spreads the work itself; leave torchrun out"
 
 
 @needs_ray
