@@ -29,6 +29,7 @@ from evalsuite.task import sample_id
 Text = tuple[str, str, int, int]  # family, task, length in tokens (0 where it has none), index
 START = 600.0  # seconds within which every rank has to come
 SILENCE = 60.0  # seconds after which a rank of another machine that was not heard is taken for dead
+FORSAKEN = 86400.0  # seconds after which a folder that all ranks were killed in is removed
 POLL = 0.1
 UNKNOWN = 512  # tokens that a text is taken to have where its cell names no length
 SPOKEN = "spoken.json"
@@ -297,7 +298,7 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _forsaken(file: Path) -> bool:
-    return time.time() - file.stat().st_mtime > SILENCE and not files.locked(file)
+    return time.time() - file.stat().st_mtime > FORSAKEN and not files.locked(file)
 
 
 def _patiently(attempt: Callable[[], bool], seconds: float = 1.0) -> bool:
