@@ -14,6 +14,7 @@ import pytest
 from evalsuite import executors, progress, store
 from evalsuite.errors import UserError
 from evalsuite.executors import Order
+from evalsuite.integrations import ray as ray_executor
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nscribe = scribe:Scribe\n"
@@ -224,3 +225,14 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="--device cuda:1: Ray gives each worker its GPU"):
         executors.load("ray")(Order(["full"], {}, "", "", device="cuda:1"), progress.Silent())
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_are_given_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand in other folders than the command."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "full"):
+        (tmp_path / name).mkdir()
+    asked = {"names": ["mmlu"], "data": ["mmlu=mine/x.csv", "essays=hub"]}
+    order = ray_executor._absolute(Order(["mine", "full", "scribe:mine"], asked, "", "runs"))
+    assert order.specs == [str(tmp_path / "mine"), "full", "scribe:mine"]
+    assert order.asked == {"names": ["mmlu"], "data": [f"mmlu={tmp_path}/mine/x.csv", "essays=hub"]}
