@@ -1,20 +1,26 @@
 """A run on a Ray cluster is the run of one process, also where a node dies under it."""
 
+import contextlib
+import copy
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from evalsuite import executors, progress, store
+from evalsuite import executors, models, progress, store
 from evalsuite.errors import UserError
 from evalsuite.executors import Order
 from evalsuite.integrations import ray as ray_executor
+from evalsuite.integrations.ray_worker import Worker
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nscribe = scribe:Scribe\n"
@@ -236,3 +242,60 @@ def test_workers_are_given_whole_paths(tmp_path: Path, monkeypatch: pytest.Monke
     order = ray_executor._absolute(Order(["mine", "full", "scribe:mine"], asked, "", "runs"))
     assert order.specs == [str(tmp_path / "mine"), "full", "scribe:mine"]
     assert order.asked == {"names": ["mmlu"], "data": [f"mmlu={tmp_path}/mine/x.csv", "essays=hub"]}
+
+
+class FakeRay:
+    """As much of Ray as holds what a run began with."""
+
+    def put(self, value: object) -> object:
+        return value
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Worker]]:
+    """A driver that no worker has met yet, and a worker that has loaded its model."""
+    monkeypatch.syspath_prepend(PLUGINS)
+    scribe = importlib.import_module("scribe")
+    monkeypatch.setattr(models, "load", lambda *_, **__: scribe.Scribe(str(tmp_path / "log")))
+    order = Order(["scribe"], {"names": ["knowledge"], "limit": 2}, "", str(tmp_path / "runs"))
+    worker = Worker(order)
+    worker._open("scribe")
+    with contextlib.ExitStack() as stack:
+        yield ray_executor._Driver(FakeRay(), order, progress.Silent(), stack), worker
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about["meta"]["identity"].update(weights="others"), 'model.weights: "none" -> "others"'),
+        (lambda about: about["meta"]["tasks"]["knowledge"].update(version=99), "knowledge.version"),
+        (lambda about: about.update(plan="otherwise"), "its plan: install one version everywhere"),
+    ],
+)
+def test_a_worker_that_is_not_like_the_first_is_refused(
+    driver: tuple[Any, Worker], change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    """Or half of the answers would be another model's."""
+    first, worker = driver
+    shard = ray_executor._Shard("scribe", "loading")
+    first._meet(ray_executor._Hand(None, 0, None, "here"), shard, copy.deepcopy(worker.about))
+    first._meet(ray_executor._Hand(None, 1, None, "there"), shard, copy.deepcopy(worker.about))
+    other = copy.deepcopy(worker.about)
+    change(other)
+    with pytest.raises(UserError, match="the worker on elsewhere is not like the others") as caught:
+        first._meet(ray_executor._Hand(None, 2, None, "elsewhere"), shard, other)
+    assert message in str(caught.value)
+
+
+def test_one_answer_is_never_stored_twice(driver: tuple[Any, Worker]) -> None:
+    first, worker = driver
+    hand, shard = ray_executor._Hand(None, 0, None), ray_executor._Shard("scribe", "shard 1", [0, 1])
+    said = list(worker.answer("scribe", [0, 1], {}))
+    assert [kind for kind, _ in said] == ["model", "row", "row", "timing", "timing", "end"]
+    for kind, value in said[:3]:
+        first._keep(hand, shard, kind, copy.deepcopy(value))
+    with pytest.raises(UserError, match="made two samples with the id"):
+        first._keep(hand, shard, *said[1])
+    assert [kind for kind, _ in worker.answer("scribe", [0, 1], shard.done)] == ["model", "timing", "end"]
+    command = first.jobs["scribe"].store.meta["requests"][0]["command"]
+    assert command == shlex.join(sys.argv)
