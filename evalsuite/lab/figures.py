@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Points = list[dict[str, Any]]
 SCALE = 2  # pixels of a point
 EXTRA = "figures need altair and vl-convert-python: pip install 'evalsuite[report]'"
+TEN = 10  # colours that are easily told apart
 
 
 def write(place: Path, folder: Path) -> Iterator[Path]:
@@ -70,7 +71,9 @@ def _title(text: str, below: str, failed: Sequence[str]) -> Any:
 def _colours(trained: Sequence[Trained]) -> Any:
     import altair as alt
 
-    return alt.Color("design:N", sort=list(designs(trained)), scale=alt.Scale(scheme="category10"), title="design")
+    names = list(designs(trained))
+    scheme = "category10" if len(names) <= TEN else "category20"  # no two designs of one colour
+    return alt.Color("design:N", sort=names, scale=alt.Scale(scheme=scheme), title="design")
 
 
 def _curves(

@@ -54,3 +54,12 @@ def test_no_case_is_begun_after_its_time(tmp_path: Path) -> None:
     code, rows = run(tmp_path, "--seconds", "0", "--only", "llama", "qwen3")
     assert code == 1
     assert [row["error"] for row in rows] == ["not begun within 0 seconds"] * 2
+
+
+def test_another_kernel_in_the_place_of_torch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.record, "version", lambda name: "0.6.0")
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--only", "llama")
+    assert "flash-linear-attention is installed" in capsys.readouterr().err

@@ -213,14 +213,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=["memory", *WIDE], help="of all cases")
     args = parser.parse_args(argv)
     args.tokens = args.tokens or (100 if args.tiny else 600)
+    if record.version("flash-linear-attention"):
+        parser.error("flash-linear-attention is installed, and transformers runs it for its own torch path: remove it")
     start = time.monotonic()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
         False  # convolutions too: fp32 is the truth
     )
     example = torch.empty(0, device=args.device)
-    fla = record.version("flash-linear-attention") or "not installed"  # transformers takes it for its own where it is
     versions = {
-        "flash-linear-attention": fla,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": sys.version.split()[0],
