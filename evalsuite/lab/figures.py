@@ -72,8 +72,9 @@ def _colours(trained: Sequence[Trained]) -> Any:
     import altair as alt
 
     names = list(designs(trained))
-    scheme = "category10" if len(names) <= TEN else "category20"  # no two designs of one colour
-    return alt.Color("design:N", sort=names, scale=alt.Scale(scheme=scheme), title="design")
+    # no two designs of one colour
+    scale = alt.Scale(scheme="category10") if len(names) <= TEN else alt.Scale(scheme="category20")
+    return alt.Color("design:N", sort=names, scale=scale, title="design")
 
 
 def _curves(
