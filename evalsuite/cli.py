@@ -48,6 +48,9 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
         bool, typer.Option("--resume", help="Only go on with runs that exist. Runs go on anyway.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto: the weights' own, float32 on a CPU.")
+    ] = "auto",
     allow_unsandboxed: Annotated[
         bool, typer.Option("--allow-unsandboxed", help="Run models' code where this machine has no sandbox.")
     ] = False,
@@ -78,6 +81,7 @@ def run(  # noqa: PLR0913 - each option is one parameter of a verb
         allow_unsandboxed,
         kernels,
         executor,
+        dtype,
     )
     verbs.run(verbs.Asked(model, tasks, *given))
 

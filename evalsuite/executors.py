@@ -27,6 +27,7 @@ class Order:
     out: str
     must_exist: bool = False
     device: str = "auto"
+    dtype: str = "auto"
     kernels: str = "auto"
     unsandboxed: bool = False
 
@@ -66,7 +67,7 @@ def local(order: Order, reporter: Reporter, world: World) -> Outcome:
     selection = plan.select(**order.asked)
     outcome, names = Outcome(), set[str]()
     for spec in order.specs:
-        model = models.load(spec, device=world.device(order.device), kernels=order.kernels)
+        model = models.load(spec, device=world.device(order.device), dtype=order.dtype, kernels=order.kernels)
         if model.name in names:
             raise UserError(f"two of the models are called {model.name!r}; run them with different --out")
         names.add(model.name)

@@ -44,6 +44,7 @@ class Asked:
     unsandboxed: bool = False
     kernels: str = "auto"
     executor: str = ""
+    dtype: str = "auto"
 
 
 def run(asked: Asked) -> None:
@@ -87,7 +88,15 @@ def _order(asked: Asked, ranks: int) -> "Order":
         if specs.count(spec) > 1:
             raise UserError(f"--model names {spec!r} twice")
     return executors.Order(
-        specs, wanted, asked.wording, asked.out, asked.resume, asked.device, asked.kernels, asked.unsandboxed
+        specs,
+        wanted,
+        asked.wording,
+        asked.out,
+        must_exist=asked.resume,
+        device=asked.device,
+        dtype=asked.dtype,
+        kernels=asked.kernels,
+        unsandboxed=asked.unsandboxed,
     )
 
 

@@ -1,37 +1,25 @@
 """Kernels at the size of the demo: an unchanged one gives equal bits each time, a planted fault shows in the answers.
 
 Here a few runs of one question in each of the demo's cells. The demo's own size, an unchanged kernel 100 times and
-each fault on all 3,240 questions, an hour or two on two cores:
-EVALSUITE_WHOLE=1 pytest tests/test_unchanged.py
+each fault on all 3,240 questions, takes some hours on two cores:
+EVALSUITE_WHOLE=1 pytest tests/test_unchanged.py tests/gate/test_agreement.py
 """
 
 import math
-import os
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from demo import command
+from demo import WHOLE, questions
 from evalsuite import compare, kernels, models, plan, runner
 from evalsuite.models.own import OwnModel
 from evalsuite.plan import Plan
 from evalsuite.store import Run
 from planted import FAULTS, plant
 
-WHOLE = bool(os.environ.get("EVALSUITE_WHOLE"))
 TIMES = 100 if WHOLE else 3
-
-
-def demo(limit: int, length: str = "") -> Plan:
-    """The questions of the demo's command, `limit` in each cell."""
-    asked = command()
-    given = dict(pairwise(asked))
-    lengths = plan.parse_lengths(length or given["--lengths"])
-    names = given["--tasks"].split(",")
-    return plan.make(plan.select(names, lengths=lengths, limit=limit or int(given["--limit"])), "terse")
 
 
 def run(out: Path, made: Plan) -> tuple[Run, bytes]:
@@ -49,7 +37,7 @@ def passes(result: compare.Comparison) -> bool:
 
 def test_an_unchanged_kernel_passes_every_time_with_equal_bits(tmp_path: Path) -> None:
     """A model loaded anew for each run: nothing that one leaves behind may be what makes the next equal."""
-    made = demo(0) if WHOLE else demo(1, "256")
+    made = questions() if WHOLE else questions(1, "256")
     first, content = run(tmp_path / "first", made)
     assert len({row["task"] for row in first.rows}) == 18
     passed = 0
@@ -61,7 +49,7 @@ def test_an_unchanged_kernel_passes_every_time_with_equal_bits(tmp_path: Path) -
 
 def test_passing_is_not_given_away(tmp_path: Path) -> None:
     """One answer of a run judged otherwise, and it does not pass."""
-    first, _ = run(tmp_path, demo(1, "256"))
+    first, _ = run(tmp_path, questions(1, "256"))
     other = replace(first, rows=[dict(row) for row in first.rows])
     assert passes(compare.compare([first, other], flips=True))
     other.rows[7]["score"] = 1.0 - other.rows[7]["score"]
@@ -73,7 +61,7 @@ def test_a_planted_fault_moves_the_gold_answers(fault: str, monkeypatch: pytest.
     """What rounding does to the loss of a right answer, a fault does a hundred times over; scores may hide it."""
     one = models.load("hybrid-kda-dsa", device="cpu", kernels="chunked")
     assert isinstance(one, OwnModel)
-    made = demo(0) if WHOLE else plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
+    made = questions() if WHOLE else plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
 
     def moved() -> float:
         found = kernels.compare(one, "reference", replace(made, missing={}), prompts=1)

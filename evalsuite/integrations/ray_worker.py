@@ -65,7 +65,7 @@ class Worker:
     def _open(self, spec: str) -> tuple[Model, Plan]:
         if spec != self.spec or self.model is None:
             self.model = None  # its memory is free before the next comes
-            model = models.load(spec, device=self.order.device, kernels=self.order.kernels)
+            model = models.load(spec, device=self.order.device, dtype=self.order.dtype, kernels=self.order.kernels)
             made = plan.make(plan.select(**self.order.asked), self.order.wording or model.wording)
             about = {"name": model.name, "context": model.context, "wording": made.wording, "plan": digest(made.items)}
             self.about = {**about, "meta": runner.describe(model, made)}

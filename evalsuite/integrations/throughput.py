@@ -100,12 +100,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--dtype", default="auto", help="float32: sums that depend on a batch's size move no token")
     parser.add_argument("--model", default="hybrid-kda")
     parser.add_argument("--tasks", default="multihop,ruler,knowledge")
     parser.add_argument("--lengths", default="512,1k,2k")
     parser.add_argument("--limit", type=int, default=200, help="samples in each cell")
     given = parser.parse_args()
     words = ["--model", given.model, "--tasks", given.tasks, "--lengths", given.lengths, "--limit", str(given.limit)]
+    words += ["--dtype", given.dtype]
     with tempfile.TemporaryDirectory() as place:
         try:
             found = measure(words, given.device, Path(place))

@@ -106,13 +106,18 @@ def load(spec: str, *, device: str = "auto", dtype: str = "auto", memory: int = 
     name, _, args = spec.partition(":")
     for entry in entry_points(group=GROUP):
         if entry.name == name:
-            if kernels != "auto":
-                raise UserError(f"--kernels is for this package's own models, and {name!r} is a plugin; leave it out")
+            for option, value in (("kernels", kernels), ("dtype", dtype)):
+                if value != "auto":
+                    raise UserError(
+                        f"--{option} is for this package's own models, and {name!r} is a plugin; leave it out"
+                    )
             model = entry.load()(args)
             if not isinstance(model, Model):
                 raise UserError(f"plugin {name!r} ({entry.value}) returns no evalsuite.models.base.Model")
             return model
     if (backend := _backend(spec)) is not None:
+        if dtype != "auto":
+            raise UserError(f"--dtype is for this package's own models; write {name}:...,dtype={dtype}")
         opened: Model = backend.open_backend(name, args, device=device, kernels=kernels)
         return opened
     folder = _folder(spec)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from demo import WHOLE, questions
 from evalsuite import kernels, models, plan, runner
 from evalsuite.errors import UserError
 from evalsuite.gate import Report, judge, sides
@@ -31,7 +32,7 @@ against = "chunked"
 
 
 def made() -> Plan:
-    return plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
+    return questions() if WHOLE else plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
 
 
 def gated(place: Path, policy: str = POLICY, spoil: Callable[[dict[str, Any]], object] = lambda found: None) -> Report:

@@ -118,3 +118,11 @@ def test_names_are_those_of_the_operators() -> None:
     assert own.KERNELS == ("auto", "reference", "chunked", "triton", "recurrent")
     with pytest.raises(ValueError, match="unknown impl 'recurrent'"), arguments.meaning("recurrent"):
         pass
+
+
+def test_a_dtype_that_nobody_would_heed_is_refused() -> None:
+    """A backend and a plugin choose for themselves: an option without effect would be believed."""
+    with pytest.raises(UserError, match=r"--dtype is for this package's own models; write hf:\.\.\.,dtype=float16"):
+        evalsuite.models.load("hf:pretrained=nowhere", dtype="float16")
+    with pytest.raises(UserError, match=r"--dtype is for this package's own models, and 'openai' is a plugin"):
+        evalsuite.models.load("openai:base_url=http://127.0.0.1:9/v1,model=m,context=9", dtype="float16")
