@@ -9,8 +9,9 @@ import torch
 from evalsuite_kernels import chunk_run
 from evalsuite_kernels.full import triton as kernels
 from evalsuite_kernels.full.settings import SETTINGS
+from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sweep import __main__ as command
-from evalsuite_kernels.sweep import common, control, dispatch, sanitize, tune
+from evalsuite_kernels.sweep import common, control, dispatch, sanitize, sparse, tune
 from evalsuite_kernels.sweep.apart import all_apart, apart
 
 
@@ -229,3 +230,28 @@ def test_a_wrong_choice_is_noticed(tmp_path, monkeypatch, fault, seen):
     status, rows = sparse_rows(tmp_path)
     assert status == 1
     assert any(seen in name and not row.get("equal", False) for name, row in rows.items())
+
+
+def test_a_step_is_cut_after_some_launches_and_the_last_repeated():
+    """So that what each adds is the difference of two times."""
+    made = []
+
+    class Kernel:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda: made.append(self.name)
+
+    def step():
+        launches = Launches()
+        for name in "abc":
+            launches.add(Kernel(name), (1,))
+        launches.run((), torch.device("cpu"))
+        assert launches.waiting == []
+
+    with sparse._launched(2, 3):
+        step()
+    assert "".join(made) == "abbbb"
+    step()
+    assert "".join(made) == "abbbbabc"

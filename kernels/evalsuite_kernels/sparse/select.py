@@ -78,9 +78,10 @@ def _largest(x, n, low, wanted):
     high = tl.max(x, 0)
     reach = n
     while (low < high) & (reach > wanted):
-        span = high.to(tl.int64) - low
-        a, b = low + ((span + 4) // 5).to(tl.int32), low + ((2 * span + 4) // 5).to(tl.int32)
-        c, d = low + ((3 * span + 4) // 5).to(tl.int32), low + ((4 * span + 4) // 5).to(tl.int32)
+        span = (high - low).to(tl.uint32, bitcast=True)
+        fifth = tl.umulhi(span, tl.full([], 0x33333333, tl.uint32)).to(tl.int32, bitcast=True)
+        a = low + fifth + 1
+        b, c, d = a + fifth, a + 2 * fifth, a + 3 * fifth
         of_a, of_b, of_c, of_d = _reached(x, a, b, c, d)
         low, high, reach = _narrowed(low, high, reach, wanted, a, b, c, d, of_a, of_b, of_c, of_d, 1)
     return low

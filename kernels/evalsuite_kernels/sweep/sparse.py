@@ -1,16 +1,19 @@
 """Sparse attention: choices against brute force, errors against fp64, bits that must not change, memory, and times
 beside our dense kernel and fla's NSA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from evalsuite_kernels import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sweep.common import Report, Row, attend, brief, milliseconds, poisoned
 from evalsuite_kernels.sweep.exact import errors, gradients, limit_of, name_of, replays, same
 from evalsuite_kernels.sweep.steps import replayed
@@ -230,6 +233,40 @@ def decoded(S: int, B: int, hq: int, h: int) -> list[Row]:
     return [row | {"times_as_fast": rows[0]["us"] / row["us"]} for row in rows]
 
 
+@contextmanager
+def _launched(first: int, again: int) -> Iterator[None]:
+    """Within it a call of the index makes only its `first` launches, and the last of these `again` times more."""
+    whole = Launches.run
+
+    def run(self: Launches, kind: tuple[Any, ...], device: torch.device) -> None:
+        self.waiting = self.waiting[:first]
+        self.waiting += self.waiting[-1:] * again
+        whole(self, (*kind, first), device)
+
+    with patch.object(Launches, "run", run):
+        yield
+
+
+@torch.no_grad()
+def by_launch(S: int) -> list[Row]:
+    """A step's index launch by launch: what the first ones take, and what the last of them takes when it comes again
+    at once, with its program in the multiprocessor's cache; `decoded` has the whole."""
+    sets = [indexer(1, 1, S, torch.bfloat16, "cuda") for _ in range(4)]
+    each: list[Callable[[], Any]] = [partial(lightning_index, *one, TOPK) for one in sets]
+    calls = each * 4
+    names: list[str] = []
+    with patch.object(Launches, "run", lambda self, *_: names.extend(k.fn.__name__ for k, *_ in self.waiting)):
+        calls[0]()
+    rows: list[Row] = []
+    for first, name in enumerate(names, 1):
+        took = []
+        for again in (0, 8):
+            with _launched(first, again):
+                took.append(replayed(calls)["us"])
+        rows.append({"S": S, "launch": first, "impl": name, "us": took[0], "again_us": (took[1] - took[0]) / 8})
+    return rows
+
+
 def blocked(T: int, hq: int, h: int) -> list[Row]:
     """The attention over a block list alone; the list is made beforehand."""
     q, k, v = heads(1, T, T, torch.bfloat16, "cuda", (hq, h, D, D))
@@ -269,6 +306,7 @@ def sparse_speed(report: Report) -> None:
     for hq, h in DECODE:
         for B in (1, 16):
             report.add(f"dsa decode S131072 B{B} HQ{hq} H{h}", partial(decoded, 131072, B, hq, h))
+    report.add("dsa index S131072 by launch", partial(by_launch, 131072))
     for hq, h in PREFILL:
         for T in LENGTHS:
             report.add(f"blocks T{T} HQ{hq} H{h}", partial(blocked, T, hq, h))
