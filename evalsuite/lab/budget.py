@@ -1,7 +1,9 @@
 """The budgets of the equal-budget lab: what every design gets, how much of it, and what it is asked."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from evalsuite.errors import UserError, unknown
@@ -14,6 +16,7 @@ from evalsuite.models.presets import pattern_of
 from evalsuite.models.tokenizer import vocabulary
 
 Mixture = tuple[tuple[str, float], ...]
+APART = 0.05  # share by which losses of two seeds of one design differ; two rates within it are not told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,14 @@ def named(name: str) -> Budget:
     if name not in BUDGETS:
         raise unknown("budget", name, BUDGETS)
     return BUDGETS[name]
+
+
+def chosen(losses: Mapping[float, float], start: Sequence[float]) -> float:
+    """Of the learning rates tried the one nearest to where the search began, among those whose loss is within APART of
+    the least; of two as near, the better. So noise leads no search away from where all designs begin."""
+    least, middle = min(losses.values()), fmean(map(math.log, start))
+    close = [lr for lr, loss in losses.items() if loss <= (1 + APART) * least]
+    return min(close, key=lambda lr: (round(abs(math.log(lr) - middle), 6), losses[lr]))
 
 
 def told(budget: Budget) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from evalsuite.lab.train import Trainer, publish
 from evalsuite.models.own import state_hash
 from evalsuite.store import write_json
 
-EDGES = 3  # times that learning rates are added where the best one is at an edge
+EDGES = 3  # times that learning rates are added where the chosen one is at an edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class _Lab:
         tried[job.lr] = result["loss"]
         if any(other.design == job.design for other in self.pending.values()):
             return
-        lr = min(tried, key=tried.__getitem__)
+        lr = budgets.chosen(tried, self.budget.rates)
         if lr in (min(tried), max(tried)) and len(tried) < len(self.budget.rates) + EDGES:
             self._start(Job(job.design, 0, lr / 2 if lr == min(tried) else lr * 2, sweep=True))
             return

@@ -168,17 +168,19 @@ def gates(found: Sequence[Trained], budget: Budget, facts: int) -> list[Gate]:
     return checks
 
 
-def rates(tried: Sequence[Mapping[str, Any]]) -> list[Gate]:
-    """Whether each design's learning rate is inside the grid that was tried."""
-    losses: dict[str, dict[float, float]] = {}
+def rates(tried: Sequence[Mapping[str, Any]], used: Mapping[str, float]) -> list[Gate]:
+    """Whether the learning rate that each design was trained with is inside the grid that was tried for it."""
+    grids: dict[str, list[float]] = {}
     for each in tried:
-        losses.setdefault(each["design"], {})[each["lr"]] = each["loss"]
-    best = {name: min(found, key=found.__getitem__) for name, found in losses.items()}
-    edge = [name for name, lr in best.items() if lr in (min(losses[name]), max(losses[name]))]
-    if not losses:
+        grids.setdefault(each["design"], []).append(each["lr"])
+    if not grids:
         return [Gate("learning rate chosen for each design", False, "one rate for all, not swept")]
-    told = ", ".join(f"{name} at {best[name]:g}, an edge" for name in edge)
-    return [Gate("learning rate inside its grid", not edge, told or "every design")]
+    outside = [
+        f"{name} at {lr:g}, {'an edge' if name in grids else 'not swept'}"
+        for name, lr in used.items()
+        if name not in grids or not min(grids[name]) < lr < max(grids[name])
+    ]
+    return [Gate("learning rate inside its grid", not outside, ", ".join(outside) or "every design")]
 
 
 def tokens_to_solve(trained: Trained, task: str, **facets: int) -> int | None:
@@ -338,7 +340,8 @@ def judged(found: Mapping[str, Any]) -> tuple[list[Trained], Budget, int, list[G
     """Trainings, their budget, the load of the headline table, and all gates."""
     trained = trainings(found)
     budget, facts = named(str(trained[0].result["budget"])), most(trained)
-    return trained, budget, facts, [*gates(trained, budget, facts), *rates(found["rates"])]
+    used = {each.design: float(each.result["lr"]) for each in trained}
+    return trained, budget, facts, [*gates(trained, budget, facts), *rates(found["rates"], used)]
 
 
 def report(place: Path, *, as_json: bool = False) -> str:
