@@ -16,7 +16,7 @@ from evalsuite.models.layerwise import LayerError, layer_errors, tolerance
 from evalsuite.models.own import OwnModel
 from evalsuite.plan import Item, Plan
 from evalsuite.records import Completion, Sample
-from evalsuite.runner import revision
+from evalsuite.revision import revision
 from evalsuite.stats import Difference
 from evalsuite.table import Section
 from evalsuite.task import Executing

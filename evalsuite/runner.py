@@ -4,7 +4,6 @@ import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from evalsuite.models.base import Model
 from evalsuite.plan import Item, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.records import Completion, Sample, Score
+from evalsuite.revision import revision
 from evalsuite.store import FORMAT, Key, Row, Run, Store, folder_name, make_row, read
 from evalsuite.task import Executing, Sourced, Task, uses
 
@@ -332,21 +332,3 @@ def _versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def revision() -> str:
-    """Git revision of the source tree that runs, `+` where it was edited; "" for an installed package.
-
-    A tree copied without its history takes it from the variable EVALSUITE_REVISION.
-    """
-    if told := os.environ.get("EVALSUITE_REVISION"):
-        return told
-    git = ["git", "-C", str(Path(evalsuite.__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10)
-        edits = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "."], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + ("+" if edits.stdout.strip() else "") if head.returncode == 0 else ""

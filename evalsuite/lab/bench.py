@@ -26,7 +26,7 @@ from evalsuite.lab.train import Recipe, Recorded, Trainer
 from evalsuite.models import mixers, sparse
 from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.loading import pick_device
-from evalsuite.runner import revision
+from evalsuite.revision import revision
 from evalsuite_kernels import record
 
 Row = dict[str, Any]

@@ -22,7 +22,7 @@ from evalsuite.lab.budget import Budget, named
 from evalsuite.lab.cost import kept
 from evalsuite.models.loading import pick_device
 from evalsuite.models.modeling import EvalsuiteForCausalLM
-from evalsuite.runner import revision
+from evalsuite.revision import revision
 from evalsuite_kernels import record
 
 WARM = 5  # steps

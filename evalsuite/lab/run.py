@@ -21,7 +21,7 @@ from evalsuite.models.config import EvalsuiteConfig
 from evalsuite.models.loading import pick_device
 from evalsuite.models.presets import pattern_of
 from evalsuite.models.tokenizer import vocabulary
-from evalsuite.runner import revision
+from evalsuite.revision import revision
 from evalsuite_kernels import record
 
 MIXTURE = (
