@@ -163,6 +163,7 @@ def test_an_error_loses_nothing_that_was_computed(native: OwnModel, tmp_path: Pa
         ("hf:pretrained=/nowhere", "auto", "lm_eval cannot open hf"),
         ("vllm:pretrained=x", "auto", r"vllm needs a package that is not installed.*pip install 'lm-eval\[vllm\]'"),
         (HF, "triton", "hf alone takes --kernels evalsuite"),
+        ("hf:pretrained=./no/folder", "auto", r"^hf: there is no \./no/folder$"),
         ("dummy:", "evalsuite", "hf alone takes --kernels evalsuite"),
         ("dummy:", "auto", "dummy counts no tokens"),
         ("dummy:tokenizer=bytes", "auto", "does not say how long"),

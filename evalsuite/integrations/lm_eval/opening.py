@@ -44,6 +44,9 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     ours = {key: given.pop(key) for key in OURS if key in given}
     if kernels not in ("auto", "evalsuite") or (kernels == "evalsuite" and kind not in HF):
         raise UserError(f"--kernels {kernels} is not for {kind!r}: hf alone takes --kernels evalsuite; leave it out")
+    named = str(given.get("pretrained", ""))
+    if named.startswith(("/", ".", "~")) and not Path(named).expanduser().exists():
+        raise UserError(f"{kind}: there is no {named}")
     server = "chat" in kind or kind == "litellm"
     counts = not server and str(given.get("tokenizer_backend", "")).lower() != "none"
     counter = None if counts else _counter(kind, given)
