@@ -160,7 +160,7 @@ def test_an_error_loses_nothing_that_was_computed(native: OwnModel, tmp_path: Pa
     ("spec", "kernels", "message"),
     [
         ("hff:pretrained=x", "auto", "unknown model 'hff:pretrained=x'"),
-        ("hf:pretrained=/nowhere", "auto", "lm_eval cannot open hf"),
+        ("hf:pretrained=a/b/c", "auto", "lm_eval cannot open hf"),
         ("vllm:pretrained=x", "auto", r"vllm needs a package that is not installed.*pip install 'lm-eval\[vllm\]'"),
         (HF, "triton", "hf alone takes --kernels evalsuite"),
         ("hf:pretrained=./no/folder", "auto", r"^hf: there is no \./no/folder$"),
