@@ -104,6 +104,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk(site: Path) -> None:
 
 def test_an_interrupt_is_one_line_and_keeps_what_was_answered(site: Path) -> None:
     code = "import parrot, os, signal\n" + (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs begin without
         "real = parrot.Parrot.answer\n"
         "def answer(self, samples):\n"
         "    for i, completion in enumerate(real(self, samples)):\n"

@@ -220,7 +220,7 @@ def test_a_config_that_does_not_fit(checkpoint: Path, changes: dict[str, object]
 
 def test_names_that_do_not_exist(tmp_path: Path) -> None:
     assert "unknown model 'hybrid-kdq'; did you mean 'hybrid-kda'?" in refusal("hybrid-kdq")
-    assert "unknown model 'hf:pretrained=x'" in refusal("hf:pretrained=x")
+    assert "unknown model 'hff:pretrained=x'" in refusal("hff:pretrained=x")
     assert "unknown model ''" in refusal("")
     (tmp_path / "weights.bin").write_text("")
     assert "is a file; give the checkpoint folder" in refusal(tmp_path / "weights.bin")
