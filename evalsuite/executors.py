@@ -73,6 +73,7 @@ def local(order: Order, reporter: Reporter, world: World) -> Outcome:
         names.add(model.name)
         made = plan.make(selection, order.wording or model.wording)
         outcome.keep(model.name, lambda model=model, made=made: _run(model, made, order, reporter, world))  # type: ignore[misc]
+        del model  # its memory is free before the next comes
     return outcome
 
 

@@ -10,20 +10,15 @@ from pathlib import Path
 
 import pytest
 
+import installed
 from evalsuite import store
-
-PLUGINS = Path(__file__).parent / "plugins"
-ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nparrot = parrot:Parrot\n"
+from installed import PLUGINS
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """A folder as pip would leave it: the metadata of an installed distribution with two entry points."""
-    info = tmp_path / "site" / "thirdparty-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRIES)
-    return tmp_path / "site"
+    return installed.site(tmp_path, tasks="capitals = capitals:Capitals", models="parrot = parrot:Parrot")
 
 
 def evalsuite(site: Path, *words: str, limit_bytes: int = 0, code: str = "") -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import installed
 from evalsuite import compare, files, plan, ranks, store
 from evalsuite.errors import UserError
 from evalsuite.plan import Gap
@@ -21,9 +22,8 @@ from evalsuite.ranks import World, deal
 from evalsuite.records import Sample
 from evalsuite.store import Store
 from evalsuite.task import Cell, Request, sample_id
+from installed import PLUGINS
 
-PLUGINS = Path(__file__).parent / "plugins"
-ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nscribe = scribe:Scribe\n"
 ASKED = ("--tasks", "multihop.graph,capitals", "--lengths", "256,512", "--limit", "30", "--set", "multihop.hops=1,2")
 TOTAL = 2 * 2 * 30 + 2 * 2 * 2 * 30
 
@@ -31,11 +31,7 @@ TOTAL = 2 * 2 * 30 + 2 * 2 * 2 * 30
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """A folder with the metadata of an installed distribution whose plugins are the tests'."""
-    info = tmp_path / "site" / "thirdparty-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRIES)
-    return tmp_path / "site"
+    return installed.site(tmp_path, tasks="capitals = capitals:Capitals", models="scribe = scribe:Scribe")
 
 
 def command(ranks: int, *words: str) -> list[str]:

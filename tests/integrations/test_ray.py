@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
+import installed
 from evalsuite import executors, models, progress, store
 from evalsuite.errors import UserError
 from evalsuite.executors import Order
 from evalsuite.integrations import ray as ray_executor
 from evalsuite.integrations.ray_worker import Worker
+from installed import PLUGINS
 
-PLUGINS = Path(__file__).parents[1] / "plugins"
-ENTRIES = "[evalsuite.tasks]\ncapitals = capitals:Capitals\n\n[evalsuite.models]\nscribe = scribe:Scribe\n"
 ASKED = ("--tasks", "multihop.graph,capitals", "--lengths", "256,512", "--limit", "25", "--set", "multihop.hops=1,2")
 TOTAL = 2 * 2 * 25 + 2 * 2 * 2 * 25
 
@@ -33,12 +33,8 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not inst
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the metadata of an installed distribution whose plugins are the tests'."""
-    site = tmp_path_factory.mktemp("site")
-    info = site / "thirdparty-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRIES)
-    return site
+    place = tmp_path_factory.mktemp("installed")
+    return installed.site(place, tasks="capitals = capitals:Capitals", models="scribe = scribe:Scribe")
 
 
 def environment(site: Path, **more: str) -> dict[str, str]:
