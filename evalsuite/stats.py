@@ -16,6 +16,7 @@ from scipy import special
 Array = NDArray[np.float64]
 Values = Sequence[float] | Array
 Labels = Sequence[str] | NDArray[Any]
+PRIOR = 0.7  # answers of each kind that `beta_interval` adds to those seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,32 @@ def wilson(successes: float, n: float, level: float = 0.95, z: float | None = No
     return low, high
 
 
+def beta_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Equal-tailed interval of the share behind n independent right or wrong answers: quantiles of Beta(k + 0.7,
+    n - k + 0.7), but from 0 where none is right and up to 1 where all are. (0, 1) for n = 0.
+
+    Its form, moved ends included, is the Jeffreys interval of Brown, Cai and DasGupta (2001, doi
+    10.1214/ss/1009213286), which adds 0.5. The 0.7 is ours, chosen by exact coverage at n = 20, 50, 200 and shares 0.5,
+    0.9, 0.99: within a point of 95 % in the six of nine cells where an interval can be (`gate.simulate.attainable`), as
+    with any weight from 0.66 to 0.84. With 0.5 it is so in five (98.4 % at 200, 0.99), and so is Wilson's (97.0 % at
+    50, 0.9). Over all shares it is no closer to 95 % than Wilson's, and like that one falls to 86 % beside a few.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    right, wrong, tail = successes + PRIOR, n - successes + PRIOR, (1 - level) / 2
+    low = 0.0 if successes <= 0 else float(special.betaincinv(right, wrong, tail))
+    high = 1.0 if successes >= n else 1 - float(special.betaincinv(wrong, right, tail))
+    return low, high
+
+
 def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95) -> Estimate:
     """Mean score with its interval.
 
-    Independent binary scores: Wilson. Clustered binary scores: Wilson with the effective sample size p(1-p)/V, V the
-    CR1 variance, and the t quantile of C-1 degrees of freedom (Franco et al. 2019, doi 10.1093/jssam/smy019). Graded
-    scores: CR1 after adding one cluster at 0 and one at 1, as in `paired`. Where every cluster has the same mean there
-    is nothing to estimate a variance from: Wilson with one observation a cluster, which bounds any distribution on
-    [0, 1] with that mean.
+    Independent binary scores: `beta_interval`. Clustered binary scores: Wilson with the effective sample size
+    p(1-p)/V, V the CR1 variance, and the t quantile of C-1 degrees of freedom (Franco et al. 2019, doi
+    10.1093/jssam/smy019). Graded scores: CR1 after adding one cluster at 0 and one at 1, as in `paired`. Where every
+    cluster has the same mean there is nothing to estimate a variance from: Wilson with one observation a cluster, which
+    bounds any distribution on [0, 1] with that mean.
     """
     y = np.asarray(values, dtype=np.float64)
     n = len(y)
@@ -79,7 +98,7 @@ def estimate(values: Values, clusters: Labels | None = None, level: float = 0.95
     mean = float(y.mean())
     binary = whole(y)
     if binary and count == n:
-        return Estimate(mean, *wilson(float(y.sum()), n, level), n, count)
+        return Estimate(mean, *beta_interval(round(y.sum()), n, level), n, count)
     variance = _cr1(y - mean, codes, count)
     if count < 2 or variance <= 1e-18:
         return Estimate(mean, *wilson(mean * count, count, level), n, count)

@@ -22,6 +22,54 @@ def test_wilson_is_scipys(successes: int, n: int) -> None:
     assert stats.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 2, 20, 120, 5000])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_beta_interval_leaves_equal_tails(n: int, level: float) -> None:
+    ends = [stats.beta_interval(k, n, level) for k in range(n + 1)]
+    assert ends[0][0] == 0.0
+    assert ends[n][1] == 1.0
+    for k, (low, high) in enumerate(ends):
+        posterior = reference.beta(k + 0.7, n - k + 0.7)
+        assert k == 0 or posterior.cdf(low) == pytest.approx((1 - level) / 2, rel=1e-6)
+        assert k == n or posterior.sf(high) == pytest.approx((1 - level) / 2, rel=1e-6)
+        assert low <= k / n <= high
+        assert (low, high) == pytest.approx((1 - ends[n - k][1], 1 - ends[n - k][0]), abs=1e-12)
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(ends))
+
+
+def test_beta_interval_beside_wilsons() -> None:
+    """Over all shares, not the few for which its weight was chosen: no worse than Wilson's, and nowhere far too low."""
+    shares = (np.arange(2000) + 0.5) / 2000
+    for n in (20, 50, 200):
+        chances = reference.binom.pmf(np.arange(n + 1)[:, None], n, shares)
+        found = {}
+        for interval in (stats.beta_interval, stats.wilson):
+            ends = np.array([interval(k, n) for k in range(n + 1)])
+            covers = (chances * ((ends[:, :1] <= shares) & (shares <= ends[:, 1:]))).sum(axis=0)
+            found[interval.__name__] = covers
+            assert 0.95 <= covers.mean() <= 0.9535
+        ours, wilsons = found["beta_interval"], found["wilson"]
+        assert ours.min() >= max(0.855, wilsons.min())
+        assert np.sqrt(((ours - 0.95) ** 2).mean()) <= np.sqrt(((wilsons - 0.95) ** 2).mean()) + 0.0006
+
+
+def test_only_independent_answers_have_a_beta_interval() -> None:
+    values = [1.0] * 17 + [0.0] * 3
+    expected = stats.beta_interval(17, 20)
+    alone = stats.estimate(values)
+    assert (alone.low, alone.high) == expected
+    assert stats.estimate(values, [str(i) for i in range(20)]) == alone
+    twice = stats.estimate(values * 2, [str(i % 20) for i in range(40)])
+    assert twice.clusters == 20
+    assert twice.high - twice.low == pytest.approx(expected[1] - expected[0], rel=0.1), "copies are no evidence"
+    graded = stats.estimate([*values[:-1], 0.001])
+    assert (graded.low, graded.high) != pytest.approx(expected, abs=1e-3)
+    for k in (0, 20):
+        certain = stats.estimate([1.0] * k + [0.0] * (20 - k))
+        assert certain.low == 0 or certain.high == 1
+        assert 0.1 < certain.high - certain.low < 0.2, "twenty answers are no certainty"
+
+
 def test_nothing_and_one() -> None:
     empty = stats.estimate([])
     assert math.isnan(empty.value)

@@ -32,6 +32,7 @@ class Line:
     low: float
     high: float
     note: str = ""
+    possible: bool = True  # False where nothing of its kind could keep it
 
     @property
     def kept(self) -> bool:
@@ -122,14 +123,18 @@ def coverage(n: int, share: float) -> float:
     return float(_binomial(n, share)[holds].sum())
 
 
-def attainable(n: int, share: float) -> float:
-    """The coverage nearest to 95 % that any interval without random ends has here, were it made for this share alone:
-    it holds the share for some run of counts, and their chances are what they are. At one half that run is the same
-    from either end, as for every interval that treats right and wrong alike."""
+def attainable(n: int, share: float) -> tuple[float, float]:
+    """The two coverages nearest to 95 %, one below and one not, that an interval can have for this share and n.
+
+    Of the kind meant both ends rise with the number of right answers, none is drawn at random, and right and wrong are
+    treated alike. Then a share is held by a run of counts, whose chances are what they are; and one half by a run that
+    is the same from either end, so that counts enter in twos there.
+    """
     sums = np.concatenate([[0.0], np.cumsum(_binomial(n, share))])
     first, last = np.triu_indices(n + 2, 1)
     every = (sums[last] - sums[first])[(first + last == n + 1) | (share != 0.5)]
-    return float(every[np.abs(every - 0.95).argmin()])
+    below = every[every < 0.95]
+    return float(below.max(initial=0.0)), float(every[every >= 0.95].min())
 
 
 def _binomial(n: int, share: float) -> Array:
@@ -154,21 +159,22 @@ def promises(runs: int = RUNS) -> Iterator[Line]:
 
 
 def coverages() -> Iterator[Line]:
-    """Every cell of the interval's promise, 95 % give or take 1."""
+    """Every cell of the interval's promise: 95 %, give or take 1, wherever that can be."""
     for n in SIZES:
         for share in SHARES:
-            nearest = attainable(n, share)
-            note = "" if abs(nearest - 0.95) <= 0.01 else f"no interval can: the nearest is {nearest:.4f}"
-            yield Line(f"coverage, n = {n}, p = {share}", coverage(n, share), 0.94, 0.96, note)
+            below, above = attainable(n, share)
+            possible = below >= 0.94 or above <= 0.96
+            note = "" if possible else f"no interval can: the nearest are {below:.4f} and {above:.4f}"
+            yield Line(f"coverage, n = {n}, p = {share}", coverage(n, share), 0.94, 0.96, note, possible)
 
 
 def main() -> None:
-    """Print the table; exit code 1 where a promise on the tests does not hold."""
+    """Print the table; exit code 1 where a promise that can be kept is not."""
     lines = [*promises(), *coverages()]
     for line in lines:
-        mark = "ok  " if line.kept else "MISS"
+        mark = "ok  " if line.kept else "MISS" if line.possible else "none"
         print(f"{mark} {line.name:46} {line.measured:.4f}  [{line.low:g}, {line.high:g}]  {line.note}".rstrip())
-    sys.exit(not all(line.kept for line in lines if not line.name.startswith("coverage")))
+    sys.exit(any(line.possible and not line.kept for line in lines))
 
 
 if __name__ == "__main__":
