@@ -1,7 +1,7 @@
 """What a folder of the lab says: one row a design, every seed of it, and the gates that a claim must pass.
 
 The unit is the training seed: a mean is over seeds, and what a design solves is how many of its seeds reach SOLVED.
-Interval of a mean or of a difference: t over seeds; of a solved rate: Wilson.
+Interval of a mean or of a difference: t over seeds; of a solved rate, and of `blind`'s pooled accuracy: Wilson.
 """
 
 import json
