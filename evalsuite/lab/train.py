@@ -324,4 +324,5 @@ def publish(trainer: Trainer, folder: Path, provenance: dict[str, Any]) -> None:
     model.load_state_dict(trainer.model.state_dict())
     nn.Module.to(model, torch.bfloat16).eval().save_pretrained(folder)
     build_tokenizer(trainer.config.max_position_embeddings).save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in provenance.items())
+    (folder / "training.json").write_text(f"{{\n{lines}\n}}\n")  # a line a key: a history of probes is long
