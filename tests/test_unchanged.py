@@ -1,7 +1,7 @@
 """Kernels at the size of the demo: an unchanged one gives equal bits each time, a planted fault shows in the answers.
 
 Here a few runs of one question in each of the demo's cells. The demo's own size, an unchanged kernel 100 times and
-each fault on all 3,240 questions, takes some hours on two cores:
+each fault on all 1,080 questions, takes some hours on two cores:
 EVALSUITE_WHOLE=1 pytest tests/test_unchanged.py tests/gate/test_agreement.py
 """
 
