@@ -35,6 +35,11 @@ def unreachable(**metadata):
 def odd(doc, results):
     return {"length": 7.0}
 
+def hundred(doc, results):
+    same = results[0] == doc["answer"]
+    near = 0.5 if len(results[0]) % 2 else 37.0
+    return {"bleu": 100.0 if same else 0.0 if not results[0] else near, "right": float(same)}
+
 def part(doc, results):
     return {"4096": -1.0, "512": float(len(results[0]) % 2)}
 """
@@ -54,6 +59,16 @@ TASKS = {
     "generation_kwargs: {until: [], max_gen_toks: 4}\n",
     "odd": "output_type: generate_until\ndoc_to_target: x\nprocess_results: !function docs.odd\n"
     "metric_list: [{metric: length, aggregation: mean, higher_is_better: true}]\n",
+    "hundred": "output_type: generate_until\ndoc_to_target: ' '\nprocess_results: !function docs.hundred\n"
+    "metric_list: [{metric: bleu, aggregation: mean, higher_is_better: true},"
+    " {metric: right, aggregation: mean, higher_is_better: true}]\n"
+    "generation_kwargs: {until: [], max_tokens: 3, temperature: 0.7, num_beams: 1}\n",
+    "greedy": "output_type: multiple_choice\ndoc_to_choice: ['fowa', 'lefe', 'teacher next']\n"
+    "doc_to_target: '{{gold}}'\nmetric_list: [{metric: exact_match}, {metric: acc}]\n",
+    "beams": "output_type: generate_until\ndoc_to_target: x\ngeneration_kwargs: {until: [], num_beams: 10}\n",
+    "targetless": "output_type: generate_until\nprocess_results: !function docs.part\n",
+    "none": "output_type: generate_until\nnum_fewshot: 0\ndoc_to_target: '{{answer}}'\n"
+    "metric_list: [{metric: exact_match}]\n",
     "away": "output_type: generate_until\ndoc_to_target: x\n",
     "rolling": "output_type: loglikelihood_rolling\ndoc_to_target: '{{q}}'\n",
     "unsafe": "output_type: generate_until\ndoc_to_target: x\nunsafe_code: true\n",
@@ -168,6 +183,8 @@ def test_runs_are_compared_and_versions_kept_apart(native: OwnModel, place: Path
         ("unsafe", "outside any sandbox"),
         ("repeats", "draws 5 answers"),
         ("twice", "several contexts"),
+        ("beams", "it generates with num_beams=10, which"),
+        ("targetless", "lm_eval cannot make it: TypeError"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(native: OwnModel, place: Path, name: str, message: str) -> None:
@@ -284,3 +301,37 @@ def test_an_exported_run_of_ours_has_groups_errors_and_clear_refusals(native: Ow
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         export.write(run, tmp_path / "file")
+
+
+def test_no_answer_is_scored_on_another_scale(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    """A figure of 0 to 100 that happens to lie in [0, 1], or does so for an empty answer, is no share."""
+    rows = ran(native, place, tmp_path, "hundred").rows
+    assert {row["detail"]["bleu,none"] for row in rows} & {0.5, 37.0}
+    assert [row["score"] for row in rows] == [row["detail"]["right,none"] for row in rows]
+
+
+def test_settings_of_generation_are_read_as_lm_eval_reads_them(place: Path) -> None:
+    made = plan.make(plan.select([f"lm_eval:{place / 'hundred'}.yaml"], limit=1), "natural")
+    ((_, sample),) = made.samples(len)
+    assert (sample.max_new_tokens, sample.temperature, sample.stop) == (3, 0.7, ())
+
+
+def test_what_greedy_decoding_would_write_is_not_made_up(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    rows = ran(native, place, tmp_path, "greedy").rows
+    found = {sample["doc_id"]: sample["acc"] for sample in theirs(native, place, "greedy")["samples"]["greedy"]}
+    assert [row["detail"] for row in rows] == [{"acc,none": found[i]} for i in range(9)]
+    assert [row["score"] for row in rows] == [found[i] for i in range(9)]
+    assert sum(found.values()) > 0
+
+
+def test_a_number_of_examples_that_is_not_used_is_said(place: Path) -> None:
+    def made(name: str, value: str) -> plan.Plan:
+        asked = plan.select([f"lm_eval:{place / name}.yaml"], settings=[f"lm_eval:{name}.num_fewshot={value}"], limit=1)
+        return plan.make(asked, "natural")
+
+    assert "it takes none, and is asked without, not with 3" in "".join(made("none", "3").missing.values())
+    assert not made("none", "0").missing
+    assert not made("mc", "1").missing
+    for value, message in (("0,2", "num_fewshot=0,2: it takes one value"), ("-5", "=-5 is no"), ("1.5", "=1.5 is no")):
+        with pytest.raises(UserError, match=message):
+            made("mc", value)

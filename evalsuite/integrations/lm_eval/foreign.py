@@ -1,17 +1,19 @@
 """Tasks of lm_eval as ours: `--tasks lm_eval:arc_easy`, `lm_eval:mmlu`, `lm_eval:path/to/task.yaml`.
 
 Prompts, few-shot examples, filters and scores are lm_eval's own, as its command line makes them for the task alone with
-its default seeds. The score is the first filter's first metric in [0, 1] of which more is better; others are details.
+its default seeds. The score is the first filter's first metric that is a share, of which more is better; others are
+details. What depends on more than our answers hold, such as whether greedy decoding writes a choice, is left out.
 """
 
 import ast
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from evalsuite.task import Cell, Count, Request
 SEEDS = (0, 1234, 1234, 1234)  # random, numpy, torch, few-shot: the defaults of lm_eval's command line
 MAX_NEW = 256  # tokens, where a task names no number
 NONE = -1  # of num_fewshot: the task's own
+NOT_ASKED = -1  # what a metric is where lm_eval's ruler did not ask it, in place of a share
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # settings that change nothing
+TRIALS = 8  # answers that a task's metrics are tried on, before any is asked
 
 
 @dataclass(slots=True)
@@ -32,6 +37,8 @@ class Part:
     shots: int
     docs: Any
     requests: list[list[Any]] = field(default_factory=list)  # by document
+    unfit: set[tuple[str, str]] = field(default_factory=set)  # (filter, metric): on another scale than shares are
+    unknown: set[tuple[str, str]] = field(default_factory=set)  # that depends on what our answers do not say
 
     def asked(self, index: int) -> list[Any]:
         """The requests of a document. Those before it are built first: the examples of a prompt are drawn in turn.
@@ -114,17 +121,16 @@ class Foreign:
             wanted = first.args[1]
             new = max(1, count(context + wanted) - count(context))
             return Sample(identity, cell.task, context, (wanted,), cluster=identity, max_new_tokens=new, meta=meta)
-        given = dict(first.args[1])
-        until = given.get("until") or []
-        sampled = bool(given.get("do_sample")) and float(given.get("temperature") or 0) > 0
+        given = _generation(first)
+        sampled = bool(given["do_sample"]) and float(given.get("temperature", 0)) > 0
         return Sample(
             identity,
             cell.task,
             context,
             accepted,
             cluster=identity,
-            stop=tuple([until] if isinstance(until, str) else until),
-            max_new_tokens=int(given.get("max_gen_toks") or given.get("max_new_tokens") or MAX_NEW),
+            stop=tuple(given["until"] or ()),
+            max_new_tokens=int(given["max_gen_toks"]),
             temperature=float(given["temperature"]) if sampled else 0.0,
             top_p=float(given.get("top_p") or 1.0) if sampled else 1.0,
             meta=meta,
@@ -135,8 +141,7 @@ class Foreign:
         what it was let do."""
         part, index = self._leaves[sample.task], sample.meta["index"]
         if sample.meta["kind"] == "multiple_choice":
-            best = max(completion.choice_logprobs)
-            responses: list[Any] = [(value, value == best) for value in completion.choice_logprobs]
+            responses: list[Any] = [(value, False) for value in completion.choice_logprobs]
         elif sample.meta["kind"] == "loglikelihood":
             (target,) = sample.target
             responses = [(0.0, completion.text.strip() == target.strip())]
@@ -150,7 +155,7 @@ class Foreign:
             f"{metric},{chain}": float(number)
             for chain, metrics in found.items()
             for metric, number in metrics.items()
-            if isinstance(number, int | float) and not (sample.meta["kind"] == "loglikelihood" and metric != "acc")
+            if isinstance(number, Real) and (chain, metric) not in part.unknown
         }
         return Score(sample.id, value, completion.text.strip(), detail)
 
@@ -158,16 +163,21 @@ class Foreign:
         """Cell's task -> leaf task; loaded once for the same settings."""
         key = _key(request)
         if key not in self._parts:
+            for knob, values in request.knobs.items():
+                if len(values) > 1:
+                    told = ",".join(map(str, values))
+                    raise UserError(f"--set {self.name}.{knob}={told}: it takes one value; give each its own --out")
             self._parts[key] = {}
             found, failed = self._tasks(request)
             alone = len(found) + len(failed) == 1
             self._lack[key] = {self.name if alone else self._leaf(leaf): reason for leaf, reason in failed.items()}
             for leaf, task in found.items():
                 name = self.name if alone else self._leaf(leaf)
-                part = _part(task, request)
+                part, told = _part(task, request)
                 if lack := _unaskable(part):
                     self._lack[key][name] = lack
                 else:
+                    self._lack[key] |= {f"{name} with examples": told} if told else {}
                     self._parts[key][name] = part
                     self._leaves[name] = part
             self.version = sum(_number(task.VERSION) for task in found.values())
@@ -204,13 +214,23 @@ class Foreign:
         return 1 / max(1, len(part.asked(0)))
 
 
-def _part(task: Any, request: Request) -> Part:
-    asked = int(next(iter(request.knobs.get("num_fewshot", (NONE,)))))
-    own = task.config.num_fewshot
-    shots = (own or 0) if asked == NONE or own == 0 else asked  # a task that says 0 means it
+def _part(task: Any, request: Request) -> tuple[Part, str]:
+    """A leaf task with its number of examples; and why that is not the one asked for, "" where it is."""
+    (asked,), own = request.knobs.get("num_fewshot", (NONE,)), task.config.num_fewshot
+    if not isinstance(asked, int) or asked < NONE:
+        raise UserError(f"--set num_fewshot={asked} is no number of examples")
+    kept = asked not in (NONE, 0) and own == 0
+    shots = (own or 0) if asked == NONE or kept else asked
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=SEEDS[3])
-    return Part(task, shots, task.eval_docs)
+    return Part(task, shots, task.eval_docs), f"it takes none, and is asked without, not with {asked}" if kept else ""
+
+
+def _generation(request: Any) -> dict[str, Any]:
+    """How a request is to be answered, in lm_eval's one way of saying it."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return dict(normalize_gen_kwargs(dict(request.args[1]), MAX_NEW))
 
 
 def _members(manager: Any, name: str) -> list[str]:
@@ -239,24 +259,73 @@ def _unaskable(part: Part) -> str:
     if (part.task.config.repeats or 1) > 1:
         return f"it draws {part.task.config.repeats} answers to a question, and here each has one"
     try:
-        requests = part.asked(0)
-        if kind == "multiple_choice" and len({request.args[0] for request in requests}) > 1:
-            return "it asks one question with several contexts, which is not supported"
-        trial = [""] if kind == "generate_until" else [(-1.0, False)] * len(requests)
-        if _first(part, part.metrics(0, trial)) is None:
-            return "none of its metrics is a share of right answers, question by question"
+        return _tried(part)
     except Exception as error:
         return _reason(error)
+
+
+def _tried(part: Part) -> str:
+    """The same, by the first document."""
+    kind, requests = part.task.OUTPUT_TYPE, part.asked(0)
+    part.task.doc_to_target(part.docs[0])
+    if kind == "multiple_choice" and len({request.args[0] for request in requests}) > 1:
+        return "it asks one question with several contexts, which is not supported"
+    if kind == "generate_until" and (more := _settings(requests[0])):
+        return f"it generates with {more}, which models are not asked for here"
+    _measure(part)
+    trial = [""] if kind == "generate_until" else [(-1.0, False)] * len(requests)
+    if _first(part, part.metrics(0, trial)) is None:
+        return "none of its metrics is a share of right answers, question by question"
     return ""
 
 
+def _settings(request: Any) -> str:
+    """Settings of generation that a sample of ours does not have."""
+    ours = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
+    more = {k: v for k, v in _generation(request).items() if k not in ours and v is not None and v != NEUTRAL.get(k)}
+    return ", ".join(f"{k}={v}" for k, v in sorted(more.items()))
+
+
+def _measure(part: Part) -> None:
+    """Find metrics that are no shares, by answers to the first document that may be right, such as its own words; and
+    those that depend on more than which choice is likeliest."""
+    kind, many = part.task.OUTPUT_TYPE, len(part.asked(0))
+    trials: list[list[Any]] = [[text] for text in _words([part.task.doc_to_target(part.docs[0]), part.docs[0]])]
+    if kind != "generate_until":
+        trials = [[(-float(i == j) - 1, False) for j in range(many)] for i in range(min(many, TRIALS))]
+        first = part.metrics(0, trials[0])
+        changed = [(v - 1, flag) if kind == "loglikelihood" else (v, True) for v, flag in trials[0]]
+        for chain, metrics in part.metrics(0, changed).items():
+            told = {metric: value for metric, value in metrics.items() if isinstance(value, Real)}
+            part.unknown |= {(chain, metric) for metric, value in told.items() if value != first[chain][metric]}
+    for trial in trials[:TRIALS]:
+        with contextlib.suppress(Exception):  # an answer may be too odd for a task's own code
+            for chain, metrics in part.metrics(0, trial).items():
+                part.unfit |= {(chain, metric) for metric, value in metrics.items() if not _share(value)}
+    part.unfit |= part.unknown
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every text in a document."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _words(each)
+
+
+def _share(value: object) -> bool:
+    return isinstance(value, Real) and (0 <= float(value) <= 1 or value == NOT_ASKED)
+
+
 def _first(part: Part, found: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The first number in [0, 1] of which more is better, of the first filter that has one."""
+    """The first share of which more is better, of the first filter that has one; None where it is none after all."""
     better = part.task.higher_is_better()
-    for metrics in found.values():
+    for chain, metrics in found.items():
         for metric, value in metrics.items():
-            if better.get(metric, True) and isinstance(value, int | float) and 0 <= value <= 1:
-                return float(value)
+            fit = better.get(metric, True) and isinstance(value, Real) and (chain, metric) not in part.unfit
+            if fit and value != NOT_ASKED:
+                return float(value) if _share(value) else None
     return None
 
 
@@ -292,7 +361,7 @@ def _reason(error: Exception) -> str:
     return f"lm_eval cannot make it: {type(error).__name__}: {line}; {mend}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _seeded() -> Iterator[None]:
     """lm_eval's seeds meanwhile, and its tasks' own modules anew: some draw their data from the global generators, some
     from a generator of their module, which then depends on what was made before."""
