@@ -12,6 +12,7 @@ from evalsuite.records import Facet, Sample
 from evalsuite.task import Cell, Count, Request, Task
 
 Knobs = Mapping[str, tuple[Facet, ...]]
+WORDINGS = ("natural", "terse")
 UNITS = {"": 1, "k": 1024, "m": 1024**2}
 
 
@@ -149,8 +150,10 @@ def select(
 def make(selection: Selection, wording: str) -> Plan:
     """Lay out the plan of one wording. Samples of one text (same part, length and index) stand side by side.
 
-    Raises UserError where nothing at all can be asked, with the reasons.
+    Raises UserError where there is no such wording, and where nothing at all can be asked, with the reasons.
     """
+    if wording not in WORDINGS:
+        raise unknown("wording", wording, WORDINGS)
     items: list[Item] = []
     missing: dict[str, str] = {}
     for family, task in selection.tasks.items():

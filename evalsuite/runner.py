@@ -1,6 +1,7 @@
 """Drives a plan through one model: every completion is scored and stored as it comes."""
 
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -240,7 +241,7 @@ def _ask(model: Model, part: list[Planned], store: Sink, reporter: Reporter) -> 
                 raise UserError(
                     f"{model.name} answered {completion.sample_id!r} {twice}: a fault of that model's backend"
                 )
-            waiting.append((open_items.pop(completion.sample_id), completion))
+            waiting.append((open_items.pop(completion.sample_id), _numbers(completion)))
             if not isinstance(waiting[-1][0][0].task, Executing) or len(waiting) >= POOL:
                 _judge(waiting, store, reporter)
     finally:  # what was answered before an error stays
@@ -271,6 +272,14 @@ def _judge(waiting: list[tuple[Planned, Completion]], store: Sink, reporter: Rep
             scores |= {sample.id: score for (sample, _), score in zip(own, task.scores(own), strict=True)}
     for (item, sample), completion in pool:
         _keep(item, sample, completion, store, reporter, scores.get(sample.id))
+
+
+def _numbers(completion: Completion) -> Completion:
+    """Log probabilities that are none rank nothing: the first choice would count as chosen."""
+    if not any(map(math.isnan, completion.choice_logprobs)):
+        return completion
+    error = "log probabilities are not numbers (NaN): another --dtype may hold the model's values"
+    return replace(completion, text="", choice_logprobs=(), finish="error", error=error)
 
 
 def _failed(completion: Completion) -> bool:

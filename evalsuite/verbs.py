@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from evalsuite.executors import Order
 
 EMPTY: tuple[object, ...] = ("", [], {})
-WORDINGS = ("natural", "terse")
 KERNEL_FORMATS = ("rich", "md", "json")
 
 
@@ -102,8 +101,8 @@ def _order(asked: Asked, ranks: int) -> "Order":
 
 def _wanted(asked: Asked) -> dict[str, Any]:
     """The arguments of plan.select."""
-    if asked.wording and asked.wording not in WORDINGS:
-        raise unknown("wording", asked.wording, WORDINGS)
+    if asked.wording and asked.wording not in plan.WORDINGS:
+        raise unknown("wording", asked.wording, plan.WORDINGS)
     return {
         "names": [name for names in asked.tasks for name in names.split(",")],
         "lengths": plan.parse_lengths(asked.lengths),

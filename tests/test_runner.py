@@ -275,3 +275,16 @@ def test_a_full_disk_is_one_clear_error_still(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(store, "write_json", full)
     with pytest.raises(UserError, match="No space left on device; the 5 stored samples are kept"):
         go(Named(), tmp_path)
+
+
+def test_log_probabilities_that_are_no_numbers_choose_nothing(tmp_path: Path) -> None:
+    """A model whose values overflow would else be right wherever the first choice is."""
+
+    class Overflown(Fake):
+        def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+            for sample in samples:
+                yield Completion(sample.id, "word", 60, choice_logprobs=(float("nan"), -1.0))
+
+    run = go(Overflown(), tmp_path, select())
+    assert {(row["score"], row["text"], row["finish"]) for row in run.rows} == {(0.0, "", "error")}
+    assert all("not numbers (NaN)" in row["error"] for row in run.rows)

@@ -1,5 +1,7 @@
 """lm_eval's models inside ours: the native engine's tokens, nothing cut in silence, nothing computed lost."""
 
+import contextlib
+import gc
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import torch
 
 from evalsuite import models, plan, runner, store
 from evalsuite.errors import UserError
+from evalsuite.integrations.lm_eval import opening
 from evalsuite.models import ZOO
 from evalsuite.models.base import Model
 from evalsuite.models.own import OwnModel, open_checkpoint
@@ -95,6 +98,28 @@ def test_the_identity_is_of_the_weights_and_not_of_their_place(hf: Any, tmp_path
     assert str(FOLDER) not in found[0]
 
 
+@pytest.mark.parametrize("changed", ["generation_config.json", "adapter_config.json", "modeling_own.py", "template"])
+def test_whatever_changes_answers_changes_the_identity(changed: str, tmp_path: Path) -> None:
+    """A run that goes on would mix the answers of two models."""
+    import shutil
+
+    def opened(place: Path) -> Model:
+        return models.load(f"hf:pretrained={place},dtype=float32,tokenizer={place},chat=true", device="cpu")
+
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    for place in ("one", "same", "other"):
+        shutil.copytree(FOLDER, tmp_path / place)
+        text = template if (place, changed) != ("other", "template") else f"edge {template}"
+        (tmp_path / place / "chat_template.jinja").write_text(text)
+    if changed != "template":
+        (tmp_path / "other" / changed).write_text('{"repetition_penalty": 1.5}')
+    if changed == "adapter_config.json":  # beside weights, it is peft's to read
+        found = [opening._weights(tmp_path / place) for place in ("one", "same", "other")]
+    else:
+        found = [json.dumps(opened(tmp_path / place).identity()) for place in ("one", "same", "other")]
+    assert found[0] == found[1] != found[2]
+
+
 def test_no_key_or_password_is_recorded() -> None:
     spec = f"local-completions:model=m,tokenizer={FOLDER},tokenizer_backend=huggingface,max_length=99,auth_token=SECRET"
     model = models.load(f"{spec},base_url=http://127.0.0.1:9/v1/completions", device="cpu")
@@ -174,6 +199,16 @@ def test_an_error_loses_nothing_that_was_computed(native: OwnModel, tmp_path: Pa
             "write local-completions",
         ),
         ("local-chat-completions:model=m,max_length=100", "auto", "counts no tokens"),
+        (f"{HF},slice=x", "auto", "slice=x is no number of samples"),
+        (f"{HF},wording=terce", "auto", "did you mean 'terse'"),
+        (f"{HF},chat=maybe", "auto", "chat=maybe is neither true nor false"),
+        (f"{HF},chat=true", "auto", "it has no chat template .*leave chat out"),
+        (
+            f"local-completions:model=m,base_url=http://127.0.0.1:9/v1,tokenizer={FOLDER},max_length=99,chat=true,"
+            "tokenizer_backend=huggingface,tokenized_requests=false",
+            "auto",
+            "its prompts are not made here",
+        ),
         ("local-completions:model=m,max_length=100,tokenizer_backend=None", "auto", "counts no tokens"),
     ],
 )
@@ -238,8 +273,10 @@ def test_kernels_of_ours_are_recorded_and_an_idle_layer_is_an_error(
 
 @pytest.fixture
 def server() -> Iterator[SimpleNamespace]:
-    """A server of completions and chats that answers with a number, and keeps what it was sent."""
+    """A server of completions and chats that answers with a number, and keeps what it was sent. It reads no more than
+    the last `limit` tokens of a prompt, and says how many that were where it `counts`."""
     seen: list[dict[str, Any]] = []
+    told = SimpleNamespace(seen=seen, limit=4000, counts=True, url="")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -249,17 +286,22 @@ def server() -> Iterator[SimpleNamespace]:
                 content = None if "silent" in body["messages"][0]["content"] else f"chat {body.get('seed')}"
                 choices: list[dict[str, Any]] = [{"index": 0, "message": {"content": content}}]
             elif body.get("echo"):
-                tokens = body["prompt"][0]
+                tokens = body["prompt"][0][-told.limit :]
                 logprobs = [None, *(-float(t) / 1000 for t in tokens[1:]), -1.0]
                 tops = [{"x": p} for p in logprobs]
                 choices = [{"index": 0, "logprobs": {"token_logprobs": logprobs, "top_logprobs": tops}}]
             else:
                 choices = [{"index": i, "text": f"seed {body['seed']}"} for i in range(len(body["prompt"]))]
-            data = json.dumps({"choices": choices}).encode()
+            answer: dict[str, Any] = {"choices": choices}
+            if told.counts and "prompt" in body:
+                answer["usage"] = {"prompt_tokens": sum(min(len(each), told.limit) for each in body["prompt"])}
+            data = json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(BrokenPipeError):  # another request's fault has ended this one
+                self.wfile.write(data)
 
         def do_GET(self) -> None:
             self.send_error(404)
@@ -270,7 +312,8 @@ def server() -> Iterator[SimpleNamespace]:
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
-    yield SimpleNamespace(url=f"http://127.0.0.1:{listening.server_port}/v1", seen=seen)
+    told.url = f"http://127.0.0.1:{listening.server_port}/v1"
+    yield told
     listening.shutdown()
     listening.server_close()
     thread.join()
@@ -291,6 +334,27 @@ def test_a_server_of_completions_gets_whole_prompts(server: SimpleNamespace, nat
     (ranked,) = model.answer([choice])
     ids = [native.encode("edge" + c)[2:] for c in choice.choices]
     assert ranked.choice_logprobs == pytest.approx([sum(-t / 1000 for t in row) for row in ids])
+
+
+@pytest.mark.parametrize("several", ["", ",num_concurrent=3", ",batch_size=2"])
+def test_a_server_that_cuts_prompts_is_found_out(server: SimpleNamespace, several: str) -> None:
+    """It has less room than the user believes: what it answers is no answer to the question."""
+    spec = f"local-completions:model=m,base_url={server.url}/completions,tokenizer={FOLDER},max_retries=1"
+    spec += f",tokenizer_backend=huggingface,max_length=4000{several}"
+    server.limit = 40
+    short = [Sample(f"s{i}", "t", f"edge a {i}", (), max_new_tokens=5) for i in range(3)]
+    model = models.load(spec, device="cpu")
+    assert len(list(model.answer(short))) == 3
+    long = Sample("long", "t", "edge " * 60, (), max_new_tokens=5)
+    with pytest.raises(UserError, match=r"the server read \d+ of \d+ tokens that it was sent: it cuts"):
+        list(models.load(spec, device="cpu").answer([*short, long]))
+    gc.collect()  # of lm_eval's other requests: each prints its error when it is collected, be it inside a parser
+    server.counts = False
+    ranked = replace(long, choices=(" a", " b"))
+    if "batch" not in several:  # the server ranks one at a time
+        with pytest.raises(UserError, match=r"log probabilities of 41 tokens for \d+ that it was sent"):
+            list(models.load(spec, device="cpu").answer([ranked]))
+        gc.collect()
 
 
 def test_a_chat_server_ranks_nothing_and_says_so(server: SimpleNamespace) -> None:

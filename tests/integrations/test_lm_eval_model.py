@@ -119,6 +119,10 @@ def test_a_prompt_over_the_context_is_never_cut(native: OwnModel) -> None:
 
 
 def test_what_it_cannot_honour_is_an_error(native: OwnModel, lm: EvalsuiteLM) -> None:
+    one = written(("edge", {"max_gen_toks": 2, "num_beams": 1, "repetition_penalty": 1.0}))
+    assert lm.generate_until(one, disable_tqdm=True) == lm.generate_until(
+        written(("edge", {"max_gen_toks": 2})), disable_tqdm=True
+    )
     with pytest.raises(UserError, match="generates without num_beams"):
         lm.generate_until(written(("a", {"num_beams": 4, "until": []})), disable_tqdm=True)
     with pytest.raises(UserError, match="knows no argument revision"):

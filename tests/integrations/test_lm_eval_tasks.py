@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,40 @@ def test_prompts_kept_by_lm_eval_are_those_of_this_length(place: Path, tmp_path:
     assert lengths[0] == lengths[2] <= 128 < lengths[1] <= 256
 
 
+def test_requests_kept_by_lm_eval_are_asked_in_this_way(place: Path, tmp_path: Path) -> None:
+    """The same prompts, to be answered in fewer tokens, or by draws."""
+    lm = EvalsuiteLM("full", device="cpu")
+    name = "evalsuite_multihop_graph"
+    metadata = {"pretrained": "full", "lengths": 128, "limit": 1, "set": "multihop.facts=8"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))
+        given = []
+        for gen_kwargs in ("max_gen_toks=3", "max_gen_toks=5", "max_gen_toks=3"):
+            found = evaluated(place, lm, [name], metadata, cache_requests=True, gen_kwargs=gen_kwargs)
+            given.append(found["samples"][name][0]["arguments"][0][1]["max_gen_toks"])
+        docs = tasks.load("multihop").sample
+        patch.setattr(
+            "evalsuite_tasks.multihop.Multihop.sample",
+            lambda self, *given: replace(docs.__func__(self, *given), temperature=0.5),
+        )
+        found = evaluated(place, lm, [name], metadata, cache_requests=True)
+        assert found["samples"][name][0]["arguments"][0][1]["temperature"] == 0.5
+    assert given == [3, 5, 3]
+
+
+def test_code_is_refused_without_a_sandbox_before_anything_is_asked(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: object) -> str:
+        raise UserError("no sandbox here")
+
+    monkeypatch.setattr("evalsuite_tasks.trace.Trace.tier", none, raising=False)
+    monkeypatch.setattr("evalsuite_tasks.trace.Trace.scores", none, raising=False)
+    manager = TaskManager(include_path=str(place), include_defaults=False, metadata={"pretrained": "full"})
+    with pytest.raises(UserError, match="no sandbox here"):
+        manager.load(["evalsuite_trace_swap"])
+
+
 def test_a_refused_question_is_wrong_even_where_the_first_choice_is_right(place: Path) -> None:
     lm = EvalsuiteLM("full", device="cpu", max_length=8)
     found = evaluated(place, lm, ["evalsuite_knowledge_letter"], {"pretrained": "full", "limit": 12})
@@ -119,6 +154,16 @@ def test_a_refused_question_is_wrong_even_where_the_first_choice_is_right(place:
         ("evalsuite_multihop_graph", {"pretrained": "full", "set": "multihop.hopps=1"}, "did you mean 'hops'"),
         ("evalsuite_ruler_qa_1", {"pretrained": "full", "wording": "natural"}, "--metadata data="),
         ("evalsuite_multihop_graph", {"pretrained": "full", "lengths": 16}, "nothing to ask: multihop"),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "limit": 0}, "--limit must be at least 1, not 0"),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "seed": "x"}, "--metadata seed=x is no whole number"),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "set": "multihops.hops=1"}, "did you mean 'multihop'"),
+        (
+            "evalsuite_multihop_graph",
+            {"pretrained": "full", "set": "[multihop.hops=1,multihop.facts=8]"},
+            "several are",
+        ),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "data": "sqad=/x"}, "no task takes data called 'sqad'"),
+        ("evalsuite_multihop_graph", {"pretrained": "full", "wording": "terce"}, "did you mean 'terse'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_clear_line(place: Path, name: str, metadata: dict[str, Any], message: str) -> None:

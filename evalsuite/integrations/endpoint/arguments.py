@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from evalsuite.errors import UserError, unknown
+from evalsuite.plan import WORDINGS
 
-WORDINGS = ("natural", "terse")
 CHOICES = ("auto", "logprobs", "generation")
 SECRETS = ("key", "api_key", "apikey", "token", "password")
 

@@ -6,6 +6,8 @@ runs its command line; `backend` adapts its models to ours, `foreign` its tasks,
 
 NAME = "evalsuite"
 TARGET = "evalsuite.integrations.lm_eval.model:EvalsuiteLM"
+MAX_NEW = 256  # tokens that lm_eval generates where a task names no number
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # settings that change nothing
 
 
 def register() -> None:

@@ -37,8 +37,9 @@ class Backend:
     """Answers samples with an lm_eval model, `size` of them at a time.
 
     Nothing is cut: tokens are counted as the backend counts them before it is asked, and what does not fit `context` is
-    a completion with an error. Choices are ranked by `loglikelihood`; a chat server has no log probabilities, and there
-    they are errors too. Whether an answer ended or was cut by its limit is read off its number of tokens.
+    a completion with an error; a server that says it read less than it was sent ends the run. Choices are ranked by
+    `loglikelihood`; a chat server has no log probabilities, and there they are errors too. Whether an answer ended or
+    was cut by its limit is read off its number of tokens.
     """
 
     def __init__(  # noqa: PLR0913 - what the arguments of a backend come to

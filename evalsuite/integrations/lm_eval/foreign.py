@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.errors import UserError
+from evalsuite.integrations.lm_eval import MAX_NEW, NEUTRAL
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Request
 
 SEEDS = (0, 1234, 1234, 1234)  # random, numpy, torch, few-shot: the defaults of lm_eval's command line
-MAX_NEW = 256  # tokens, where a task names no number
 NONE = -1  # of num_fewshot: the task's own
 NOT_ASKED = -1  # what a metric is where lm_eval's ruler did not ask it, in place of a share
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # settings that change nothing
 TRIALS = 8  # answers that a task's metrics are tried on, before any is asked
 
 

@@ -16,13 +16,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from evalsuite.errors import UserError
-from evalsuite.integrations.lm_eval import NAME, register
+from evalsuite.integrations.lm_eval import MAX_NEW, NAME, NEUTRAL, register
 from evalsuite.models import load
 from evalsuite.models.decoding import Sampling
 from evalsuite.models.engine import Ask, Job
 from evalsuite.models.own import OwnModel
 
-MAX_NEW = 256  # tokens that lm_eval generates where a task names no number
 REFUSED = (float("-inf"), False)
 register()  # whoever imports the class may name it
 OWNER = "evalsuite: the model that gave these answers"  # no key of lm_eval's own, which are hashes
@@ -252,11 +251,11 @@ class EvalsuiteLM(LM):
 
     def _generation(self, given: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...], int]:
         """How to draw, where to stop, and after how many tokens."""
-        wanted = dict(normalize_gen_kwargs(dict(given), MAX_NEW))
+        wanted: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), MAX_NEW))
         new, until = int(wanted.pop("max_gen_toks")), wanted.pop("until", None) or []
         temperature = float(wanted.pop("temperature", 0.0)) if wanted.pop("do_sample", False) else 0.0
         top_k, top_p = int(wanted.pop("top_k", 0)), float(wanted.pop("top_p", 1.0))
-        wanted.pop("temperature", None)
+        wanted = {name: value for name, value in wanted.items() if name != "temperature" and value != NEUTRAL.get(name)}
         if wanted:
             raise UserError(f"evalsuite's engine generates without {', '.join(sorted(wanted))}; leave it out")
         stops = tuple([until] if isinstance(until, str) else until)

@@ -3,13 +3,16 @@
 import contextlib
 import hashlib
 import importlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evalsuite.errors import UserError
+from evalsuite.errors import UserError, unknown
 from evalsuite.integrations.lm_eval import NAME
+from evalsuite.integrations.lm_eval.watching import watch
 from evalsuite.models.base import Model
+from evalsuite.plan import WORDINGS
 
 HF = ("hf", "hf-auto", "huggingface")
 WHOLE = ("vllm", "sglang")  # they batch on their own whatever they are given at once
@@ -19,6 +22,7 @@ SAME = {  # arguments that change no answer, or that no record may hold
     "ca_cert_path", "auth_token", "header", "api_key", "token", "gpu_memory_utilization",
 }  # fmt: skip
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+ABOUT = ("config.json", "generation_config.json", "adapter_config.json", "*.py")  # what else decides answers
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # of a transformers configuration
 UNSAID = 10**9  # a tokenizer's length beyond it means that none is known
 
@@ -44,6 +48,7 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     ours = {key: given.pop(key) for key in OURS if key in given}
     if kernels not in ("auto", "evalsuite") or (kernels == "evalsuite" and kind not in HF):
         raise UserError(f"--kernels {kernels} is not for {kind!r}: hf alone takes --kernels evalsuite; leave it out")
+    _check(kind, ours)
     named = str(given.get("pretrained", ""))
     if named.startswith(("/", ".", "~")) and not Path(named).expanduser().exists():
         raise UserError(f"{kind}: there is no {named}")
@@ -54,11 +59,15 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     if counts and not hasattr(lm, "tok_encode"):
         counter = _counter(kind, given)
     context = _context(kind, lm, given)
+    if hasattr(lm, "amodel_call"):
+        watch(lm)
     swapped = importlib.import_module("evalsuite.integrations.hf").use(lm.model) if kernels == "evalsuite" else None
     from evalsuite.integrations.lm_eval.backend import Backend
 
     chat = "server" if server else "template" if ours.get("chat") else ""
-    identity = _identity(kind, given, lm) | ({"chat": chat} if chat else {})
+    identity = _identity(kind, given, lm, counter) | ({"chat": chat} if chat else {})
+    if chat == "template":
+        identity["template"] = hashlib.sha256(_template(kind, lm).encode()).hexdigest()
     size = max(1, int(ours.get("slice") or (64 if kind in WHOLE else _batch(given))))
     return Backend(
         str(ours.get("name") or f"{kind}-{Path(_named(given) or kind).name}"),
@@ -71,6 +80,28 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
         size=size,
         swapped=swapped,
     )
+
+
+def _check(kind: str, ours: Mapping[str, Any]) -> None:
+    """Raise UserError for arguments of ours that mean nothing, before anything is loaded."""
+    if (size := ours.get("slice")) is not None and not (isinstance(size, int) and size > 0):
+        raise UserError(f"{kind}: slice={size} is no number of samples, 1 or more")
+    if (wording := ours.get("wording")) is not None and wording not in WORDINGS:
+        raise unknown("wording", str(wording), WORDINGS)
+    if not isinstance(chat := ours.get("chat", False), bool):
+        raise UserError(f"{kind}: chat={chat} is neither true nor false")
+
+
+def _template(kind: str, lm: Any) -> str:
+    """What a chat template makes of two turns and of an answer's beginning."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        made = [lm.apply_chat_template(turns[:1]), lm.apply_chat_template(turns, add_generation_prompt=False)]
+    except Exception as error:  # of templates, tokenizers and what lacks them
+        raise UserError(f"{kind}: chat=true, and it has no chat template ({_line(error)}); leave chat out") from error
+    if not all(isinstance(text, str) for text in made):
+        raise UserError(f"{kind}: chat=true, and its prompts are not made here; leave chat out, or take a chat server")
+    return json.dumps([*made, getattr(getattr(lm, "tokenizer", None), "chat_template", None)])
 
 
 def _opened(kind: str, given: Mapping[str, Any], device: str) -> Any:
@@ -125,8 +156,8 @@ def _states(lm: Any) -> bool:
     return int(getattr(getattr(lm, "tokenizer", None), "model_max_length", None) or UNSAID) < UNSAID
 
 
-def _identity(kind: str, given: Mapping[str, Any], lm: Any) -> dict[str, Any]:
-    """Backend, arguments, weights by content where they are local and by commit where the hub said one."""
+def _identity(kind: str, given: Mapping[str, Any], lm: Any, counter: Any) -> dict[str, Any]:
+    """Backend, arguments, weights and tokenizer by content where they are local, by commit where the hub said one."""
     arguments = {k: v for k, v in sorted(given.items()) if k not in SAME and k not in ("pretrained", "peft", "delta")}
     found: dict[str, Any] = {"backend": kind, "args": {k: _plain(v) for k, v in arguments.items()}}
     for key in ("pretrained", "peft", "delta", "model"):
@@ -138,17 +169,19 @@ def _identity(kind: str, given: Mapping[str, Any], lm: Any) -> dict[str, Any]:
     if commit := getattr(getattr(module, "config", None), "_commit_hash", None):
         found["commit"] = commit
     with contextlib.suppress(OSError, ValueError):  # some load it when it is first looked at
-        core = getattr(getattr(lm, "tokenizer", None), "backend_tokenizer", None)
-        found |= {} if core is None else {"tokenizer": hashlib.sha256(core.to_str().encode()).hexdigest()}
+        tokenizer = getattr(lm, "tokenizer", None) if counter is None else counter
+        if (core := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+            found["tokenizer"] = hashlib.sha256(core.to_str().encode()).hexdigest()
+            found["args"].pop("tokenizer", None)  # the same one may lie elsewhere, or another in its place
     return found
 
 
 def _weights(folder: Path) -> str:
     """Hash of a local checkpoint's weights and configuration; "" for what is none."""
-    files = sorted({file for pattern in (*WEIGHTS, "config.json") for file in folder.glob(pattern)})
+    files = sorted({file for pattern in (*WEIGHTS, *ABOUT) for file in folder.glob(pattern)})
     if folder.is_file():
         files = [folder]
-    if not files:
+    if all(file.suffix == ".py" for file in files):  # a folder of the same name, by chance
         return ""
     from evalsuite.models.loading import sha256
 

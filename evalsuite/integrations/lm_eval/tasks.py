@@ -3,7 +3,8 @@
 What lm_eval calls metadata (its `--model_args` and `--metadata`) says what is asked:
     tokenizer, pretrained or model   whose tokens are counted, the first of them that is given
     lengths, limit, seed, wording    as in `evalsuite run`; limit counts samples of a cell
-    set, data                        "multihop.hops=1,2" or a list of such, and "essays=PATH"
+    set, data                        "multihop.hops=1,2" or a list of such, and "essays=PATH"; several on the command
+                                     line are --metadata 'set=["multihop.hops=1,2", "multihop.facts=8"]'
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from lm_eval.api.task import Task
 
 from evalsuite import plan
 from evalsuite import task as tasks
-from evalsuite.errors import UserError
+from evalsuite.errors import UserError, unknown
 from evalsuite.integrations.lm_eval import register
 from evalsuite.models import ZOO, shipped
 from evalsuite.models.loading import read_config, read_json, read_tokenizer, read_wording
@@ -29,6 +30,7 @@ from evalsuite.records import Completion, Sample, Score
 from evalsuite.task import Count, Executing
 
 METRIC = "score"
+SEVERAL = """'set=["A","B"]'"""  # of set or data, as lm_eval's command line takes them
 log = logging.getLogger(__name__)
 register()  # a task given by its file's path is read before the model is looked up
 
@@ -47,6 +49,8 @@ class EvalsuiteTask(Task):
         made = _planned(self.asks, self.metadata)
         ((self.family, self.plugin),) = made.selection.tasks.items()
         self.VERSION = self.plugin.version
+        if isinstance(self.plugin, Executing):
+            self.plugin.tier()  # no sandbox is said before anything is asked
         count = _count(self.metadata)
         found = sorted(made.samples(count), key=lambda pair: pair[0].index)  # --limit takes some of every cell
         if not found or made.missing:
@@ -83,8 +87,9 @@ class EvalsuiteTask(Task):
         return list(doc["target"])
 
     def build_all_requests(self, **options: Any) -> None:
-        """lm_eval's cache of prompts (`--cache_requests`) knows neither lengths nor seeds: here its key holds them."""
-        asked = json.dumps([self.VERSION, sorted(doc["prompt_hash"] for doc in self.docs)])
+        """lm_eval's cache of requests (`--cache_requests`) knows no lengths, seeds or ways of generating: its key does
+        here."""
+        asked = json.dumps([self.VERSION, self.docs, self._config.generation_kwargs], sort_keys=True, default=str)
         digest = hashlib.sha256(asked.encode()).hexdigest()[:16]
         super().build_all_requests(**{**options, "tokenizer_name": f"{options.get('tokenizer_name', '')}{digest}"})
 
@@ -174,16 +179,40 @@ def _planned(name: str, metadata: Mapping[str, Any]) -> plan.Plan:
     selection = plan.select(
         [name],
         lengths=plan.parse_lengths(",".join(map(str, _listed(metadata.get("lengths"))))),
-        limit=int(metadata.get("limit") or 100),
-        seed=int(metadata.get("seed") or 0),
-        settings=[s for s in _listed(metadata.get("set")) if s.partition("=")[0].partition(".")[0] == family],
-        data=[pair for pair in _listed(metadata.get("data")) if tasks.uses(plugin, pair.partition("=")[0])],
+        limit=_number(metadata, "limit", 100),
+        seed=_number(metadata, "seed", 0),
+        settings=[s for s in _listed(metadata.get("set")) if _owner(s) == family],
+        data=[pair for pair in _listed(metadata.get("data")) if _of(plugin, pair)],
     )
     wording = metadata.get("wording") or _wording(metadata)
     try:
         return plan.make(selection, wording)
     except UserError as error:
         raise UserError(f"{error}; inside lm_eval --data and --set are --metadata data=... and set=...") from error
+
+
+def _owner(setting: Any) -> str:
+    """The family that a setting is about. Raises UserError where none has that name: no task would look at it."""
+    family = str(setting).partition("=")[0].partition(".")[0]
+    if family not in tasks.names():
+        raise UserError(f"--metadata set={setting}: {unknown('task', family, tasks.names())}; several are {SEVERAL}")
+    return family
+
+
+def _of(plugin: tasks.Task, pair: Any) -> bool:
+    """Whether a family takes that data. Raises UserError where none does."""
+    name = str(pair).partition("=")[0]
+    if not any(tasks.uses(each, name) for each in (plugin, *map(tasks.load, tasks.names()))):
+        raise UserError(f"--metadata data={pair}: no task takes data called {name!r}; several are {SEVERAL}")
+    return tasks.uses(plugin, name)
+
+
+def _number(metadata: Mapping[str, Any], name: str, default: int) -> int:
+    value = metadata.get(name)
+    try:
+        return default if value in (None, "") else int(value)
+    except (TypeError, ValueError):
+        raise UserError(f"--metadata {name}={value} is no whole number") from None
 
 
 def _listed(given: Any) -> list[Any]:
