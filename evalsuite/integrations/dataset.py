@@ -19,27 +19,36 @@ from evalsuite.store import Run, folder_name
 TAG = "evalsuite"  # in the card's header: a folder of ours may be written anew, another's never
 SPLIT = "test"
 HIDDEN = ("prompt", "answer_prefix", "choices", "target", "walk", "text", "answer", "raw")  # --no-prompts
+MARKS = ("detail.choices",)  # details in words of ours; others may quote a question or an answer
 KNOWN = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC0-1.0": "cc0-1.0"}  # a task's licence -> the hub's word
 
 
 def write(paths: Sequence[str], folder: Path, *, prompts: bool = True) -> list[Path]:
     """Write runs as a dataset of one split, one row a sample with a column `model`; the files written, the card first.
 
-    Without `prompts`, what a benchmark's licence may keep from being passed on is left out: prompts, answers and texts.
-    Raises UserError where there is no sample, two runs are of one name, `datasets` is missing or `folder` is not ours.
+    Without `prompts`, what a licence may keep from being passed on is left out: prompts, answers, texts, and
+    errors and details that may quote them. Raises UserError where there is no sample, two runs are of one name,
+    `datasets` is missing or `folder` is not ours.
     """
     runs = compare.load(paths, prompts=prompts)
+    for row in [row for run in runs for row in run.rows if row["error"] and not prompts]:
+        row["error"] = row["error"] if "> context" in row["error"] else "left out"
     result = compare.compare(runs)
     names = [column.name for column in result.columns]
     twice = sorted({run.name for run in runs if [r.name for r in runs].count(run.name) > 1})
     if twice:
         raise UserError(f"two of the runs are of {', '.join(twice)}: their rows would not be told apart; export one")
+    files = [_file(name) for name in names]
+    if len(set(files)) < len(files):
+        raise UserError(f"{', '.join(names)} would be written to files of one name; export each to its own folder")
+    place, folder = folder, folder.resolve()  # a link stays one, and the current folder can be replaced
     _check(folder)
     tables = _tables(runs, names, prompts=prompts)
     card = _card(runs, tables, table.as_markdown(result), prompts=prompts)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    beside = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         beside.chmod(0o755)
         (beside / "data").mkdir()
         (beside / "README.md").write_text(card, encoding="utf-8")
@@ -49,9 +58,10 @@ def write(paths: Sequence[str], folder: Path, *, prompts: bool = True) -> list[P
             shutil.rmtree(folder)
         os.replace(beside, folder)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; take another folder") from error
-    return [folder / "README.md", *(folder / "data" / _file(name) for name in tables)]
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"cannot write to {place}: {error.strerror or error}; take another folder") from error
+    return [place / "README.md", *(place / "data" / _file(name) for name in tables)]
 
 
 def _file(name: str) -> str:
@@ -81,7 +91,9 @@ def _tables(runs: Sequence[Run], names: Sequence[str], *, prompts: bool) -> dict
         [name for name in whole.column_names if name == "raw" and not any(whole[name].to_pylist())]
     )
     if not prompts:
-        whole = whole.drop_columns([name for name in HIDDEN if name in whole.column_names])
+        quoting = [f.name for f in whole.schema if f.name.startswith("detail.") and f.type == pa.string()]
+        hidden = {*HIDDEN, *quoting} - {*MARKS}
+        whole = whole.drop_columns([name for name in whole.column_names if name in hidden])
     found, start = {}, 0
     for name, run in zip(names, runs, strict=True):
         part = whole.slice(start, len(run.rows))

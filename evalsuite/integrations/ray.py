@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from evalsuite.errors import UserError
 from evalsuite.executors import Order, Outcome
 from evalsuite.integrations.ray_worker import Worker
 from evalsuite.meta import changes
+from evalsuite.models import GROUP
 from evalsuite.models.presets import PRESETS
 from evalsuite.plan import Gap, Plan
 from evalsuite.progress import Reporter
 from evalsuite.ranks import NEXT, digest, texts
 from evalsuite.store import Key, Store, folder_name
 
+PLACES = ("pretrained", "tokenizer", "peft", "delta")  # arguments of a backend that may be folders
 RETRIES = 3  # deaths that a shard is given to another worker after
 START = 600.0  # seconds within which some worker has to start, or the cluster to have room for one
 WIDTH = 4  # shards for each worker, at least: so much of its work may be left when the others are done
@@ -96,16 +99,44 @@ def run(order: Order, reporter: Reporter) -> Outcome:
 
 
 def _absolute(order: Order) -> Order:
-    """The order with whole paths of checkpoints and data: workers stand in other folders."""
-    data = []
-    for given in order.asked.get("data", ()):
-        name, _, path = given.partition("=")
-        data.append(given if path == "hub" else f"{name}={os.path.abspath(os.path.expanduser(path))}")
-    specs = [
-        str(Path(spec).expanduser().resolve()) if spec not in PRESETS and Path(spec).expanduser().is_dir() else spec
-        for spec in order.specs
-    ]
-    return replace(order, specs=specs, asked={**order.asked, "data": data})
+    """The order with whole paths of checkpoints, tokenizers, tasks and data: workers stand in other folders."""
+    asked = dict(order.asked)
+    for name, whole in (("names", _task), ("data", _data), ("settings", _setting)):
+        if name in asked:
+            asked[name] = [whole(given) for given in asked[name]]
+    return replace(order, specs=[_model(spec) for spec in order.specs], asked=asked)
+
+
+def _model(spec: str) -> str:
+    """As `models.load` reads it: a plugin goes before a folder of the same name."""
+    name, colon, arguments = spec.partition(":")
+    if not colon:
+        own = spec in PRESETS or spec in {entry.name for entry in entry_points(group=GROUP)}
+        return str(Path(spec).expanduser().resolve()) if not own and Path(spec).expanduser().is_dir() else spec
+    pairs = [pair.partition("=") for pair in arguments.split(",")]
+    return f"{name}:" + ",".join(f"{key}{equals}{_path(at) if key in PLACES else at}" for key, equals, at in pairs)
+
+
+def _task(name: str) -> str:
+    source, colon, file = name.partition(":")
+    return f"{source}:{_path(file)}" if colon and file.endswith((".yaml", ".yml")) else name
+
+
+def _data(given: str) -> str:
+    name, equals, path = given.partition("=")
+    hub = path == "hub" or path.startswith("hub:")
+    return given if hub else f"{name}{equals}{os.path.abspath(os.path.expanduser(path))}"
+
+
+def _setting(given: str) -> str:
+    knob, equals, value = given.partition("=")
+    return f"{knob}{equals}{_path(value)}" if knob.endswith(".tokenizer") else given
+
+
+def _path(text: str) -> str:
+    """The whole path of what is here; what is not here may be a name of the hub's."""
+    path = os.path.abspath(os.path.expanduser(text))
+    return path if text and os.path.exists(path) else text
 
 
 def _connect() -> tuple[Any, bool]:

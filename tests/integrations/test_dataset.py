@@ -49,8 +49,9 @@ class Riddles:
 
     def score(self, sample, completion):
         return Score(
-            sample.id, len(completion.text) % 3 / 2, f"SECRET-READ {completion.text}", {"size": len(completion.text)}
-        )
+            sample.id, len(completion.text) % 3 / 2, f"SECRET-READ {completion.text}",
+            {"size": len(completion.text), "reason": f"SECRET-REASON {completion.text}"},
+        )  # fmt: skip
 
 
 class Teller:
@@ -136,6 +137,42 @@ def test_without_prompts_no_text_of_questions_or_answers_goes_with_it(tmp_path: 
     assert "SECRET-SAYING" in json.dumps(list(loaded(tmp_path / "whole", tmp_path)))
 
 
+def test_without_prompts_no_error_quotes_one(tmp_path: Path) -> None:
+    class Refused(Teller):
+        def answer(self, samples):
+            for sample in samples:
+                yield Completion(sample.id, "", 40, finish="error", error=f"the server refused: {sample.prompt}")
+
+    chosen = Selection({"riddles": Riddles()}, {"riddles": ()}, limit=8)
+    run = runner.run(Refused("one"), make(chosen, "natural"), tmp_path).folder
+    dataset.write([str(run)], tmp_path / "made", prompts=False)
+    found = loaded(tmp_path / "made", tmp_path)
+    assert set(found["error"]) == {"left out"}
+    assert "SECRET" not in json.dumps(list(found)) + (tmp_path / "made" / "README.md").read_text()
+
+
+def test_no_rows_take_the_place_of_others(tmp_path: Path) -> None:
+    """Two names may be one as files."""
+    runs = [str(told(tmp_path / place, name, "deep")) for place, name in (("1", "a b"), ("2", "a-b"))]
+    with pytest.raises(UserError, match="a b, a-b would be written to files of one name"):
+        dataset.write(runs, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_export_may_be_the_current_folder_or_behind_a_link(tmp_path: Path, monkeypatch) -> None:
+    one = told(tmp_path, "one")
+    (tmp_path / "made").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "made")
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path / "made")
+        assert dataset.write([str(one)], Path())[0] == Path("README.md")
+        assert len(loaded(tmp_path / "made", tmp_path)) == 16
+    monkeypatch.chdir(tmp_path)
+    dataset.write([str(one)], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in (tmp_path / "made").rglob("*.*")) == ["README.md", "one.parquet"]
+
+
 def test_an_export_is_written_anew_and_nothing_else_ever_is(tmp_path: Path) -> None:
     one, two = told(tmp_path, "one"), told(tmp_path, "two")
     dataset.write([str(one), str(two)], tmp_path / "made")
@@ -158,6 +195,10 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch) -> None:
         dataset.write([str(one), str(again)], tmp_path / "made")
     with pytest.raises(UserError, match="is no run"):
         dataset.write([str(tmp_path / "nowhere")], tmp_path / "made")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "made", tmp_path / "file" / "further" / "made", Path("/proc/made")):
+        with pytest.raises(UserError, match=f"cannot write to {place}: .*; take another folder"):
+            dataset.write([str(one)], place)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'evalsuite\[hub\]'"):
         dataset.write([str(one)], tmp_path / "made")

@@ -232,12 +232,35 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest
 def test_workers_are_given_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stand in other folders than the command."""
     monkeypatch.chdir(tmp_path)
-    for name in ("mine", "full"):
+    for name in ("mine", "full", "openai", "words"):
         (tmp_path / name).mkdir()
-    asked = {"names": ["mmlu"], "data": ["mmlu=mine/x.csv", "essays=hub"]}
-    order = ray_executor._absolute(Order(["mine", "full", "scribe:mine"], asked, "", "runs"))
-    assert order.specs == [str(tmp_path / "mine"), "full", "scribe:mine"]
-    assert order.asked == {"names": ["mmlu"], "data": [f"mmlu={tmp_path}/mine/x.csv", "essays=hub"]}
+    (tmp_path / "arc.yaml").write_text("")
+    asked = {
+        "names": ["mmlu", "lm_eval:arc.yaml", "lm_eval:arc_easy"],
+        "data": ["mmlu=mine/x.csv", "essays=hub", "squad=hub:rajpurkar/squad@main"],
+        "settings": ["multihop.hops=1", "lm_eval:arc.tokenizer=words", "lm_eval:arc_easy.tokenizer=owner/model"],
+        "limit": 3,
+    }
+    specs = {
+        "mine": f"{tmp_path}/mine",
+        "full": "full",
+        "openai": "openai",  # a plugin, as without Ray
+        "scribe:mine": "scribe:mine",
+        "hf:pretrained=./mine,dtype=float32,tokenizer=words": f"hf:pretrained={tmp_path}/mine,dtype=float32,"
+        f"tokenizer={tmp_path}/words",
+        "hf:pretrained=owner/model": "hf:pretrained=owner/model",
+        "openai:base_url=http://127.0.0.1:1/v1,model=mine": "openai:base_url=http://127.0.0.1:1/v1,model=mine",
+    }
+    order = ray_executor._absolute(Order([*specs], asked, "", "runs"))
+    assert order.specs == [*specs.values()]
+    assert order.asked == {
+        "names": ["mmlu", f"lm_eval:{tmp_path}/arc.yaml", "lm_eval:arc_easy"],
+        "data": [f"mmlu={tmp_path}/mine/x.csv", "essays=hub", "squad=hub:rajpurkar/squad@main"],
+        "settings": [
+            "multihop.hops=1", f"lm_eval:arc.tokenizer={tmp_path}/words", "lm_eval:arc_easy.tokenizer=owner/model",
+        ],
+        "limit": 3,
+    }  # fmt: skip
 
 
 class FakeRay:
