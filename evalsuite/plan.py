@@ -167,7 +167,8 @@ def make(selection: Selection, wording: str) -> Plan:
             made = {name for name, _ in groups} | missing.keys()
             asked = {f"{family}.{part}" for part in request.subtasks or task.subtasks()} or {family}
             for name in sorted(asked):
-                if not any(known in {name, family, name.partition(".")[2]} for known in made):
+                its = {name, family, name.partition(".")[2]}
+                if not any(known in its or known.startswith(f"{name}.") for known in made):
                     missing[name] = "it has no questions for these settings"
     if not items:
         raise UserError("nothing to ask: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items()))

@@ -76,16 +76,17 @@ class Handler(BaseHTTPRequestHandler):
         if server.cuts:
             tokens = tokens[-server.cuts :]
         text = server.says(prompt)
-        choice = {"index": 0, "finish_reason": "stop"}
+        choice = {"index": 0, "finish_reason": server.finish}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         if body.get("echo") and server.logprobs:
-            told = [*tokens, " end"]
+            told = [*tokens, " end"] if server.lists_end else tokens
             values = [None, *(-server.surprise(token, tokens[:i]) for i, token in enumerate(told[1:], 1))]
             choice["text"] = prompt + " end"
             choice["logprobs"] = {"tokens": told, "token_logprobs": values, "top_logprobs": None, "text_offset": []}
         value = {"id": "x", "object": "text_completion", "model": server.calls_itself, "choices": [choice]}
         if server.usage:
-            value["usage"] = {"prompt_tokens": len(tokens), "completion_tokens": 1, "total_tokens": len(tokens) + 1}
+            read = len(tokens) + server.begins
+            value["usage"] = {"prompt_tokens": read, "completion_tokens": 1, "total_tokens": read + 1}
         return value
 
 
@@ -101,7 +102,8 @@ class Strict(ThreadingHTTPServer):
         self.asked, self.headers, self.faults, self.poison = [], [], [], set()
         self.key, self.seconds, self.cuts, self.busy, self.most = "", 0.0, 0, 0, 0
         self.lists = self.tells_context = self.logprobs = self.usage = True
-        self.armed = False
+        self.armed, self.finish = False, "stop"
+        self.begins, self.lists_end = 0, True  # tokens before a prompt, counted and not listed; its answer's among them
         self.calls_itself, self.echo_fault = "wise-2026", None
         self.says = lambda prompt: f" {prompt.split()[-1]}"
         self.surprise = lambda token, before: float(len(token))

@@ -221,6 +221,26 @@ def test_choices_by_log_probability(server: Strict, words: Path) -> None:
     assert found.error == ""
 
 
+@pytest.mark.parametrize(("begins", "lists_end"), [(1, True), (0, False), (0, True)])
+def test_what_the_server_wrote_after_a_choice_is_no_part_of_it(
+    server: Strict, words: Path, begins: int, lists_end: bool
+) -> None:
+    """A count of the prompt's tokens may hold one that is not listed; what ends the text may not be listed either."""
+    server.surprise = lambda token, before: {" yes": 0.25, " no": 0.5}.get(token, 100.0)
+    server.begins, server.lists_end = begins, lists_end
+    model = opened(server, tokenizer=words)
+    assert model.identity()["choices"] == "log probabilities"
+    (found,) = model.answer([Sample("t/1", "t", "is it so", ("yes",), choices=(" no", " yes"))])
+    assert (found.text, found.choice_logprobs, found.error) == (" yes", (-0.5, -0.25), "")
+
+
+@pytest.mark.parametrize(("finish", "wanted"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("length", "length")])
+def test_other_words_for_an_end(server: Strict, finish: str, wanted: str) -> None:
+    server.finish = finish
+    (found,) = opened(server).answer(samples(1))
+    assert (found.finish, found.error) == (wanted, "")
+
+
 def test_a_server_without_log_probabilities_is_told_apart(server: Strict, tmp_path: Path) -> None:
     server.surprise = lambda token, before: 0.1 if token == " yes" else 2.0
     scored = run(opened(server, name="scored"), plan("pick"), tmp_path)

@@ -69,7 +69,8 @@ TASKS = {
     "targetless": "output_type: generate_until\nprocess_results: !function docs.part\n",
     "none": "output_type: generate_until\nnum_fewshot: 0\ndoc_to_target: '{{answer}}'\n"
     "metric_list: [{metric: exact_match}]\n",
-    "away": "output_type: generate_until\ndoc_to_target: x\n",
+    "away": "output_type: generate_until\ndoc_to_target: x\nmetadata: {version: 4}\n"
+    "metric_list: [{metric: exact_match}]\n",
     "rolling": "output_type: loglikelihood_rolling\ndoc_to_target: '{{q}}'\n",
     "unsafe": "output_type: generate_until\ndoc_to_target: x\nunsafe_code: true\n",
     "repeats": "output_type: generate_until\ndoc_to_target: x\nrepeats: 5\n",
@@ -214,6 +215,11 @@ def test_of_a_group_what_can_be_asked_is_asked(
     assert {row["task"] for row in run.rows} == {"lm_eval:some.mc", "lm_eval:some.gen"}
     assert "nobody answers" in run.meta["missing"]["lm_eval:some.away"]
     assert "share of right answers" in run.meta["missing"]["lm_eval:some.odd"]
+    text = (place / "away.yaml").read_text()
+    (place / "away.yaml").write_text(text.replace("docs.unreachable", "docs.docs"))  # its data are there now
+    run = runner.run(native, plan.make(plan.select(["lm_eval:some"], limit=2), "natural"), tmp_path)
+    assert {row["task"] for row in run.rows} == {"lm_eval:some.mc", "lm_eval:some.gen", "lm_eval:some.away"}
+    assert run.meta["missing"].keys() == {"lm_eval:some.odd"}
 
 
 def test_two_tasks_of_one_name_are_not_one(place: Path, tmp_path: Path) -> None:

@@ -16,20 +16,33 @@ class Echo:
     logprobs: tuple[float | None, ...]
 
 
-def echo(answer: Mapping[str, Any]) -> Echo | None:
-    """The prompt's part of an answer to `echo` and `logprobs` with one more token; None where the server gives none."""
+def echo(answer: Mapping[str, Any], text: str) -> Echo | None:
+    """The part of `text`, the prompt, in an answer to `echo` and `logprobs` with one more token; None where the server
+    gives none, or where its tokens do not show which of them are the prompt's."""
     choice = answer["choices"][0]
-    told = choice.get("logprobs")
-    if not isinstance(told, dict):
+    given = choice.get("logprobs")
+    if not isinstance(given, dict):
         return None
-    tokens, values = told.get("tokens"), told.get("token_logprobs")
+    tokens, values = given.get("tokens"), given.get("token_logprobs")
     if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
         return None
-    usage = answer.get("usage") or {}
-    size = usage.get("prompt_tokens", len(tokens) - 1)
+    told = (answer.get("usage") or {}).get("prompt_tokens")
+    size = _size(list(map(str, tokens)), told if isinstance(told, int) else len(tokens) - 1, text)
     if not 2 <= size <= len(tokens) or not all(isinstance(value, int | float) for value in values[1:size]):
         return None  # of what it generated alone
     return Echo(tuple(map(str, tokens[:size])), tuple(values[:size]))
+
+
+def _size(tokens: Sequence[str], told: int, text: str) -> int:
+    """How many of the tokens are the prompt's, of which the server counts `told`: some count a beginning of the text
+    that they do not list, and then the last of so many is not the prompt's. 0 where it cannot be told."""
+    if not 2 <= told <= len(tokens):
+        return 0
+    if "".join(tokens[: told - 1]) == text:
+        return told - 1
+    if told < len(tokens) or text.endswith(tokens[-1]):
+        return told
+    return told - 1 if text.endswith(tokens[-2]) else 0
 
 
 def logprobs(prompt: Echo, wholes: Sequence[Echo]) -> tuple[float, ...] | None:

@@ -22,6 +22,7 @@ from evalsuite.records import Completion, Sample
 OPENING = 10.0  # seconds of patience with a server that has not answered yet: its address may be wrong
 STOPS = 4  # stop strings that every server takes
 PROBE = "Zoë counted 31,415 apples:\n\tdef f(x): return x**2  # naïve café, 東京"
+ENDS = ("eos", "eos_token", "end_turn", "stop_sequence")  # other words for "stop"
 CONTEXTS = ("max_model_len", "context_length", "context_window")  # as servers call it
 SAYS = ("id", "owned_by", "root", "parent", *CONTEXTS)  # of the listed model; the rest changes with every request
 OWN = re.compile(  # a refusal of this prompt, which the next may not meet: too long, or held back by a filter
@@ -175,7 +176,7 @@ class Endpoint:
 
     async def _echo(self, client: httpx2.AsyncClient, text: str) -> tuple[Echo, int]:
         answer, tokens = await self._ask(client, text, 1, {"temperature": 0.0, "echo": True, "logprobs": 1})
-        found = choosing.echo(answer)
+        found = choosing.echo(answer, text)
         if found is None:
             raise CutError("the server gave no log probabilities of the prompt, as it did when the run began")
         return found, tokens
@@ -227,7 +228,7 @@ class Endpoint:
             body = {"temperature": 0.0, "echo": True, "logprobs": 1}
             try:
                 answer, _ = await self._ask(client, PROBE, 1, body, opening=True)
-                given = choosing.echo(answer) is not None
+                given = choosing.echo(answer, PROBE) is not None
             except RefusedError:
                 given = False
             except AwayError as error:
@@ -274,6 +275,7 @@ def _said(answer: Json) -> tuple[str, str]:
     choice = answer["choices"][0]
     text = choice.get("text") if "text" in choice else (choice.get("message") or {}).get("content")
     finish = choice.get("finish_reason") or "stop"
+    finish = "stop" if finish in ENDS else finish
     if finish not in ("stop", "length"):
         raise CutError(f"the server ended its answer for another reason than its end: {finish}")
     return str(text or ""), finish

@@ -80,7 +80,6 @@ class Foreign:
         self._parts: dict[tuple[Any, ...], dict[str, Part]] = {}
         self._lack: dict[tuple[Any, ...], dict[str, str]] = {}
         self._leaves: dict[str, Part] = {}  # of the request that is asked
-        self._manager: Any = None
 
     def subtasks(self) -> tuple[str, ...]:
         """None by name: a group is asked as a whole."""
@@ -179,7 +178,6 @@ class Foreign:
                     self._lack[key] |= {f"{name} with examples": told} if told else {}
                     self._parts[key][name] = part
                     self._leaves[name] = part
-            self.version = sum(_number(task.VERSION) for task in found.values())
         return self._parts[key]
 
     def _leaf(self, leaf: str) -> str:
@@ -205,6 +203,9 @@ class Foreign:
                     found |= manager.load([spec])["tasks"]
                 except Exception as error:  # of any library that a data set is read with
                     failed[spec] = _reason(error)
+            # those that failed count too: once their data are there, the same command goes on
+            versions = [task.VERSION for task in found.values()] + [_stated(manager, spec) for spec in failed]
+            self.version = sum(map(_number, versions))
             return found, failed
 
     def _chance(self, part: Part) -> float:
@@ -341,6 +342,12 @@ def _version() -> str:
         return version("lm_eval")
     except ModuleNotFoundError as error:
         raise UserError("lm_eval is not installed; pip install 'evalsuite[lm-eval]'") from error
+
+
+def _stated(manager: Any, name: str) -> object:
+    """The version in a task's file; None where it has none."""
+    entry = manager.task_index.get(name)
+    return (((entry and entry.cfg) or {}).get("metadata") or {}).get("version")
 
 
 def _number(said: object) -> int:
