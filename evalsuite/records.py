@@ -42,7 +42,7 @@ class Sample:
     def prompt_hash(self) -> str:
         """Identity of the question's bytes, 16 hex digits: two runs are paired only where it agrees."""
         parts = (self.prompt, self.answer_prefix, *self.choices)
-        return hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b("\x00".join(parts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

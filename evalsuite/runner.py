@@ -222,7 +222,7 @@ def _ask(model: Model, part: list[Planned], store: Sink, reporter: Reporter) -> 
     """One slice: ask, score, store. Raises UserError where the model's answers do not match the questions."""
     open_items: dict[str, Planned] = {}
     for item, sample in part:
-        completion = _too_long(model, item, sample)
+        completion = _no_text(sample) or _too_long(model, item, sample)
         if completion is None:
             if sample.id in open_items:
                 raise UserError(f"tasks {open_items[sample.id][1].task} and {sample.task} share the id {sample.id!r}")
@@ -300,6 +300,15 @@ def _keep(
     row = make_row(sample, completion, score, cell=item.cell.facets, chance=item.cell.chance)
     store.append(row)
     reporter.add(row)
+
+
+def _no_text(sample: Sample) -> Completion | None:
+    """The error of a question that is no text: no tokenizer and no server reads it, and the next may be sound."""
+    try:
+        "".join((sample.text, *sample.choices)).encode()
+    except UnicodeEncodeError as error:
+        return Completion(sample.id, "", 0, finish="error", error=f"the prompt is no valid Unicode: {error.reason}")
+    return None
 
 
 def _too_long(model: Model, item: Item, sample: Sample) -> Completion | None:

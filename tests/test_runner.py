@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,19 @@ def test_log_probabilities_that_are_no_numbers_choose_nothing(tmp_path: Path) ->
     run = go(Overflown(), tmp_path, select())
     assert {(row["score"], row["text"], row["finish"]) for row in run.rows} == {(0.0, "", "error")}
     assert all("not numbers (NaN)" in row["error"] for row in run.rows)
+
+
+def test_a_prompt_that_is_no_text_is_that_samples_error(tmp_path: Path) -> None:
+    """A lone surrogate, as broken data hold it, raises in tokenizers and clients: the others are asked all the same."""
+
+    class Torn(Echo):
+        def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
+            made = Echo.sample(self, cell, index, request, count)
+            return replace(made, prompt=f"{made.prompt} \ud83d") if index == 2 else made
+
+    model = Fake()
+    run = go(model, tmp_path, plan.Selection({"echo": Torn()}, {"echo": ()}, (64,), 5, 0))
+    assert [row["error"] for row in run.rows if row["error"]] == [
+        "the prompt is no valid Unicode: surrogates not allowed"
+    ]
+    assert sum(row["score"] for row in run.rows) == len(model.asked) == 4

@@ -141,6 +141,18 @@ def test_what_does_not_fit_is_an_error_and_the_edge_still_fits(hf: Any) -> None:
     assert "adds no token" in empty.error
 
 
+def test_choices_without_a_prompt_are_ranked_as_lm_eval_ranks_them(hf: Any) -> None:
+    """Some of its tasks ask which of two sentences is likelier, after nothing."""
+    from lm_eval.api.instance import Instance
+
+    asked = Sample("s", "t", "", (), choices=("edge a b", "b edge", "fowa"))
+    (found,) = hf.answer([asked])
+    pairs = [Instance("loglikelihood", {}, ("", choice), 0) for choice in asked.choices]
+    assert found.error == ""
+    assert found.choice_logprobs == pytest.approx([value for value, _ in hf.lm.loglikelihood(pairs)], abs=1e-5)
+    assert found.text == asked.choices[max(range(3), key=found.choice_logprobs.__getitem__)]
+
+
 def test_answers_end_at_stops_and_limits(hf: Any, native: OwnModel) -> None:
     first = Sample("a", "t", "edge a b edge b c hop", (), max_new_tokens=8)
     (plain,) = hf.answer([first])

@@ -220,7 +220,8 @@ class Backend:
         """Tokens of the prompt, and why the sample cannot be asked."""
         text = self._prompt(sample.prompt, sample.answer_prefix)
         tokens = len(self._tokens(text))
-        if not tokens:
+        pairs = bool(sample.choices) and isinstance(self.lm, TemplateLM) and self.tokenizer is None
+        if not tokens and not (pairs and not text):
             return 0, "the prompt has no tokens"
         if not sample.choices:
             return tokens, self._room(tokens, sample.max_new_tokens)
@@ -228,14 +229,21 @@ class Backend:
             return tokens, NO_RANKS
         longest = 0
         for choice in sample.choices:
-            if isinstance(self.lm, TemplateLM) and self.tokenizer is None:
-                context, continuation = self.lm._encode_pair(text, choice)
-                if not continuation:
-                    return tokens, f"the choice {choice!r} adds no token to the prompt"
+            if pairs:
+                context, continuation = self._pair(text, choice)
+                if not (context and continuation):
+                    return tokens, f"the choice {choice!r} adds no token to the prompt, or has none before it"
                 longest = max(longest, len(context) + len(continuation) - tokens)
             else:
                 longest = max(longest, len(self._tokens(text + choice)) - tokens)
         return tokens, self._room(tokens, longest)
+
+    def _pair(self, text: str, choice: str) -> tuple[Sequence[int], Sequence[int]]:
+        """Tokens of prompt and choice as lm_eval tells them apart; an empty prompt is its one token for that."""
+        if text:
+            found: tuple[Sequence[int], Sequence[int]] = self.lm._encode_pair(text, choice)
+            return found
+        return [self.lm.prefix_token_id], self.lm.tok_encode(choice, add_special_tokens=False)
 
     def _room(self, prompt: int, new: int) -> str:
         return f"prompt of {prompt} tokens + {new} new > context {self.context}" if prompt + new > self.context else ""
