@@ -231,7 +231,7 @@ def _column(run: Run, names: Sequence[str], position: int, spots: Sequence[Line]
         truncated=dict(truncated.most_common()),
         spoiled=sum(row["score"] < 1 for row in cut),
         missing=run.meta["missing"],
-        finished=(run.folder / "summary.json").exists() and not any(run.folder.glob("samples-*.jsonl")),
+        finished=run.finished,
         unreadable=run.unreadable,
         cost={int(length): cost for length, cost in sorted(run.meta["cost"].items(), key=lambda c: int(c[0]))},
         prefill_rate=_rate(timings, "prefill"),

@@ -48,6 +48,11 @@ class Run:
     def name(self) -> str:
         return str(self.meta["model"])
 
+    @property
+    def finished(self) -> bool:
+        """Whether all that was asked for is stored."""
+        return (self.folder / "summary.json").exists() and not any(self.folder.glob("samples-*.jsonl"))
+
 
 def make_row(sample: Sample, completion: Completion, score: Score, *, cell: Mapping[str, Any], chance: float) -> Row:
     """One line of the log: the question, the answer and how it was judged."""

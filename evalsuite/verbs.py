@@ -292,8 +292,11 @@ def export_lm_eval(run: str, folder: str) -> None:
     from evalsuite import store
     from evalsuite.integrations.lm_eval import export
 
-    for file in export.write(store.read(run), Path(folder)):
+    found = store.read(run)
+    for file in export.write(found, Path(folder)):
         print(file)
+    if not found.finished:
+        print(f"{run} is not finished: these are the results of {len(found.rows)} samples so far", file=sys.stderr)
 
 
 def export_hf(paths: Sequence[str], folder: str, *, prompts: bool) -> None:

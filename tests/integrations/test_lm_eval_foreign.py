@@ -200,6 +200,13 @@ def test_a_name_that_lm_eval_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # its own 14,000 files take long to read
     with pytest.raises(UserError, match="unknown lm_eval task 'arc_esy'"):
         plan.make(plan.select(["lm_eval:arc_esy"]), "natural")
+    with pytest.raises(UserError, match=r"^--tasks lm_eval:nowhere/x\.yaml: there is no such file$"):
+        plan.make(plan.select(["lm_eval:nowhere/x.yaml"]), "natural")
+    many = {f"task{i:05}": TaskIndex for i in range(14000)}
+    monkeypatch.setattr("lm_eval.tasks.manager.TaskManager.all_tasks", many)
+    with pytest.raises(UserError, match=r"known: task00000, .* and 13960 more$") as found:
+        plan.make(plan.select(["lm_eval:?"]), "natural")
+    assert len(str(found.value)) < 1000
     with pytest.raises(UserError, match="unknown task 'lmeval:x'"):
         plan.select(["lmeval:x"])
 
@@ -302,6 +309,10 @@ def test_an_exported_run_of_ours_has_groups_errors_and_clear_refusals(native: Ow
     lines = [json.loads(line) for file in samples for line in file.read_text().splitlines()]
     assert [line["error"] for line in lines if "error" in line] == ["prompt too long"]
     assert sum(line["score"] for line in lines) == sum(row["score"] for row in run.rows)
+    assert found["config"]["evalsuite_finished"]
+    (run.folder / "samples-0.jsonl").write_text("")
+    assert not json.loads(export.write(run, tmp_path / "out")[0].read_text())["config"]["evalsuite_finished"]
+    (run.folder / "samples-0.jsonl").unlink()
     with pytest.raises(UserError, match="holds no answer yet"):
         export.write(store.Run(tmp_path, run.meta, [], []), tmp_path / "out")
     (tmp_path / "file").write_text("")

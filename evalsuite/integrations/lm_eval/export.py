@@ -23,7 +23,8 @@ def write(run: Run, folder: Path) -> list[Path]:
     """Write a run's files to `folder`/<model>, named by when the run was begun, and return them, the results first.
 
     Our own tasks have the one metric `score`; tasks of lm_eval have their own metrics and names. A question that could
-    not be asked counts as wrong in both, and its line says why under `error`. Raises UserError for a run without an
+    not be asked counts as wrong in both, and its line says why under `error`; of a run that is not finished the results
+    say so (`evalsuite_finished`). Raises UserError for a run without an
     answer and where the folder cannot be written.
     """
     if not run.rows:
@@ -134,6 +135,7 @@ def _results(run: Run, by_task: Mapping[str, list[Row]], samples: Mapping[str, l
             "model_args": {"pretrained": run.name},
             "evalsuite_identity": run.meta["identity"],
             "evalsuite_missing": run.meta["missing"],
+            "evalsuite_finished": run.finished,
             "batch_size": None,
             "batch_sizes": [],
             "device": None,

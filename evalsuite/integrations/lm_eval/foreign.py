@@ -24,6 +24,7 @@ from evalsuite.task import Cell, Count, Request
 
 SEEDS = (0, 1234, 1234, 1234)  # random, numpy, torch, few-shot: the defaults of lm_eval's command line
 NONE = -1  # of num_fewshot: the task's own
+FILES = (".yaml", ".yml")
 NOT_ASKED = -1  # what a metric is where lm_eval's ruler did not ask it, in place of a share
 TRIALS = 8  # answers that a task's metrics are tried on, before any is asked
 
@@ -190,6 +191,8 @@ class Foreign:
         metadata: dict[str, Any] = {"max_seq_lengths": list(request.lengths)} if request.lengths else {}
         if spec := next(iter(request.knobs.get("tokenizer", ())), ""):
             metadata |= {"tokenizer": spec, "pretrained": spec}
+        if self.asked.endswith(FILES) and not _is_file(self.asked):
+            raise UserError(f"--tasks lm_eval:{self.asked}: there is no such file")
         with _seeded():
             manager = TaskManager(include_defaults=not _is_file(self.asked), metadata=metadata)
             if not _is_file(self.asked) and self.asked not in manager.all_tasks:
@@ -334,7 +337,7 @@ def _key(request: Request) -> tuple[Any, ...]:
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file()
+    return name.endswith(FILES) and Path(name).expanduser().is_file()
 
 
 def _version() -> str:
