@@ -160,6 +160,16 @@ def test_a_cache_answers_for_its_own_model_alone(lm: EvalsuiteLM, tmp_path: Path
         CachingLM(EvalsuiteLM("full", device="cpu"), place)
 
 
+def test_what_was_refused_is_counted_again_behind_a_cache(native: OwnModel, tmp_path: Path) -> None:
+    """Its answer would come from the cache, and nothing would say that it is none."""
+    long, end = " ".join([WORDS[50]] * 60), f" {WORDS[50]}"
+    for _ in range(3):
+        cached = CachingLM(EvalsuiteLM(native, max_length=64), str(tmp_path / "cache.db"))
+        cached.generate_until(written((long, {"max_gen_toks": 16, "until": []}), ("a", {"max_gen_toks": 2})))
+        cached.loglikelihood(scored((f"{long} {long}", end), (f"{long} {long}", f"{end}{end}"), ("a", end)))
+        assert cached.get_model_info()["evalsuite_refused"] == {"over the context": 3}
+
+
 TEMPLATE = (
     "<s>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}bot:{% endif %}"
 )
@@ -223,14 +233,14 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from evalsuite.integrations.lm_eval import folder
 from evalsuite.integrations.lm_eval.model import EvalsuiteLM
-lm = EvalsuiteLM("full", device="cpu")
+lm = EvalsuiteLM("full", device="cpu", max_length=200)
 manager = TaskManager(include_path=str(folder.write()), include_defaults=False,
                       metadata={"pretrained": "full", "lengths": 256, "limit": 3, "set": "multihop.hops=1"})
 found = simple_evaluate(model=lm, tasks=["evalsuite_multihop_graph", "evalsuite_knowledge"], task_manager=manager)
 if found:
     rows = {t: sorted((s["doc"]["id"], s["score"]) for s in rows) for t, rows in found["samples"].items()}
     scores = {t: r["score,none"] for t, r in found["results"].items()}
-    Path(sys.argv[1]).write_text(json.dumps([lm.world_size, rows, scores]))
+    Path(sys.argv[1]).write_text(json.dumps([lm.world_size, rows, scores, found["config"]["evalsuite_refused"]]))
 """
 
 
@@ -245,5 +255,6 @@ def test_two_processes_answer_as_one(tmp_path: Path) -> None:
     (ranks, *one), (more, *two) = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert (ranks, more) == (1, 2)
     assert one[0] == two[0]
-    assert one[1] == two[1]
+    assert one[1:] == two[1:]
+    assert one[2]["over the context"] > 0
     assert math.isfinite(one[1]["evalsuite_multihop_graph"])

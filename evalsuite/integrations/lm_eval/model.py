@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM, CacheHook
+from lm_eval.api.model import LM, CacheHook, hash_args
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from evalsuite.models.own import OwnModel
 REFUSED = (float("-inf"), False)
 register()  # whoever imports the class may name it
 OWNER = "evalsuite: the model that gave these answers"  # no key of lm_eval's own, which are hashes
+UNASKED = "evalsuite: the requests that were refused"
 
 
 class Templated(str):
@@ -72,7 +73,7 @@ class EvalsuiteLM(LM):
             raise UserError(f"max_length={max_length} is not within the model's context of {self.model.context} tokens")
         self.max_length = int(max_length or self.model.context)
         self.tokenizer = self.model.tokenizer
-        self.refused: Counter[str] = Counter()  # why requests were not asked, and how many of each kind
+        self.refused: dict[str, str] = {}  # lm_eval's hash of each request that was not asked -> why
 
     @property
     def device(self) -> torch.device:
@@ -120,11 +121,12 @@ class EvalsuiteLM(LM):
             "model_sha": identity["weights"],
             "evalsuite_model": self.model.name,
             "evalsuite_identity": identity,
-            "evalsuite_refused": dict(self.refused),
+            "evalsuite_refused": dict(Counter(self.refused.values())),
         }
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Raises UserError for a cache that another model's answers are in: its keys name no model."""
+        """Raises UserError for a cache that another model's answers are in: its keys name no model. What was refused is
+        no answer: it is taken out, to be refused and counted again."""
         super().set_cache_hook(cache_hook)
         if (kept := cache_hook.dbdict) is None:
             return
@@ -135,6 +137,8 @@ class EvalsuiteLM(LM):
             kept[OWNER] = mine
         elif kept[OWNER] != mine:
             raise UserError("--use_cache names a file with another model's answers; take another file")
+        for request in kept.pop(UNASKED, ()):
+            kept.pop(request, None)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """ln p of each continuation after its context, and whether greedy decoding writes it. Continuations of one
@@ -149,7 +153,8 @@ class EvalsuiteLM(LM):
             ask, error = self.model.ask(context, tuple(continuations), templated=isinstance(context, Templated))
             error = error or self._over(ask)
             if ask is None or error:
-                self._refuse(error, sum(map(len, continuations.values())))
+                same = [(context, continuation) for continuation in continuations]
+                self._refuse(error, "loglikelihood", same)
             else:
                 asks.append((context, ask))
         for i, judged in self._progress(self.model.engine.judge([ask for _, ask in asks]), len(asks), disable_tqdm):
@@ -190,7 +195,7 @@ class EvalsuiteLM(LM):
             sampling, stops, new = self._generation(given)
             prompt = self.model.encode(context, templated=isinstance(context, Templated))
             if error := self.model.fits(len(prompt), new) or self._long(len(prompt) + new):
-                self._refuse(error, 1)
+                self._refuse(error, "generate_until", [request.args])
                 continue
             key = _key(request, context)
             job = Job(prompt, new, stops, f"{key}/{repeats[key]}" if repeats[key] else key)
@@ -213,12 +218,16 @@ class EvalsuiteLM(LM):
         return torch.cat(found)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes, by rank, on `dst`; None elsewhere."""
+        """The objects of all processes, by rank, on `dst`; None elsewhere. What they refused is told with them."""
         if self.world_size == 1:
             return [obj]
         found: list[Any] | None = [None] * self.world_size if self.rank == dst else None
-        dist.gather_object(obj, found, dst)
-        return found
+        dist.gather_object((obj, self.refused), found, dst)
+        if found is None:
+            return None
+        for _, refused in found:
+            self.refused |= refused
+        return [each for each, _ in found]
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -239,9 +248,11 @@ class EvalsuiteLM(LM):
     def _progress(self, answers: Iterator[Any], total: int, quiet: bool) -> Iterator[Any]:
         yield from tqdm(self.model.computed(answers), total=total, disable=quiet or self.rank > 0, desc=self.model.name)
 
-    def _refuse(self, error: str, count: int) -> None:
-        kind = "over the context" if "> context" in error else error
-        self.refused[kind] += count
+    def _refuse(self, error: str, kind: str, requests: Sequence[tuple[Any, ...]]) -> None:
+        why = "over the context" if "> context" in error else error
+        self.refused |= {hash_args(kind, request): why for request in requests}
+        if (kept := self.cache_hook.dbdict) is not None:
+            kept[UNASKED] = sorted(self.refused)
 
     def _over(self, ask: Ask | None) -> str:
         return "" if ask is None else self._long(len(ask.context) + max(map(len, ask.continuations)))
