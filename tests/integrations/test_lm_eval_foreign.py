@@ -239,6 +239,23 @@ def test_two_tasks_of_one_name_are_not_one(place: Path, tmp_path: Path) -> None:
     assert list(plan.select([names[0], names[0]]).tasks) == ["lm_eval:mc"]
 
 
+def test_a_seed_is_lm_evals_own_seed(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    """Other questions, as for every other task, and not the same ones under another name."""
+    import random
+
+    def prompts(seed: int) -> list[str]:
+        made = plan.make(plan.select([f"lm_eval:{place / 'mc'}.yaml"], seed=seed), "natural")
+        return [sample.prompt for _, sample in made.samples(len)]
+
+    manager = TaskManager(include_defaults=False)
+    random.seed(7)
+    (task,) = manager.load([str(place / "mc.yaml")])["tasks"].values()
+    seeds = {f"{name}_seed": 7 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
+    found = simple_evaluate(model=EvalsuiteLM(native), tasks=[task], task_manager=manager, bootstrap_iters=10, **seeds)
+    assert prompts(7) == [sample["arguments"][0][0] for sample in found["samples"]["mc"]]
+    assert not set(prompts(7)) & set(prompts(0))
+
+
 def test_the_global_generators_and_loggers_are_left_alone(native: OwnModel, place: Path) -> None:
     import random
 

@@ -1,8 +1,9 @@
 """Tasks of lm_eval as ours: `--tasks lm_eval:arc_easy`, `lm_eval:mmlu`, `lm_eval:path/to/task.yaml`.
 
 Prompts, few-shot examples, filters and scores are lm_eval's own, as its command line makes them for the task alone with
-its default seeds. The score is the first filter's first metric that is a share, of which more is better; others are
-details. What depends on more than our answers hold, such as whether greedy decoding writes a choice, is left out.
+its default seeds; `--seed N` is its own. The score is the first filter's first metric that is a share, of which more is
+better; others are details. What depends on more than our answers hold, such as whether greedy decoding writes a choice,
+is left out.
 """
 
 import ast
@@ -17,7 +18,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from evalsuite.errors import UserError
+from evalsuite.errors import UserError, unknown
 from evalsuite.integrations.lm_eval import MAX_NEW, NEUTRAL
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Request
@@ -193,11 +194,9 @@ class Foreign:
             metadata |= {"tokenizer": spec, "pretrained": spec}
         if self.asked.endswith(FILES) and not _is_file(self.asked):
             raise UserError(f"--tasks lm_eval:{self.asked}: there is no such file")
-        with _seeded():
+        with _seeded(_seeds(request.seed)):
             manager = TaskManager(include_defaults=not _is_file(self.asked), metadata=metadata)
             if not _is_file(self.asked) and self.asked not in manager.all_tasks:
-                from evalsuite.errors import unknown
-
                 raise unknown("lm_eval task", self.asked, manager.all_tasks)
             found: dict[str, Any] = {}
             failed: dict[str, str] = {}
@@ -225,7 +224,7 @@ def _part(task: Any, request: Request) -> tuple[Part, str]:
     kept = asked not in (NONE, 0) and own == 0
     shots = (own or 0) if asked == NONE or kept else asked
     task.set_config(key="num_fewshot", value=shots)
-    task.set_fewshot_seed(seed=SEEDS[3])
+    task.set_fewshot_seed(seed=_seeds(request.seed)[3])
     return Part(task, shots, task.eval_docs), f"it takes none, and is asked without, not with {asked}" if kept else ""
 
 
@@ -333,7 +332,7 @@ def _first(part: Part, found: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def _key(request: Request) -> tuple[Any, ...]:
-    return (request.lengths, tuple(sorted((k, tuple(v)) for k, v in request.knobs.items())))
+    return (request.seed, request.lengths, tuple(sorted((k, tuple(v)) for k, v in request.knobs.items())))
 
 
 def _is_file(name: str) -> bool:
@@ -351,6 +350,10 @@ def _stated(manager: Any, name: str) -> object:
     """The version in a task's file; None where it has none."""
     entry = manager.task_index.get(name)
     return (((entry and entry.cfg) or {}).get("metadata") or {}).get("version")
+
+
+def _seeds(seed: int) -> tuple[int, int, int, int]:
+    return (seed, seed, seed, seed) if seed else SEEDS
 
 
 def _number(said: object) -> int:
@@ -371,7 +374,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
+def _seeded(seeds: tuple[int, int, int, int]) -> Iterator[None]:
     """lm_eval's seeds meanwhile, and its tasks' own modules anew: some draw their data from the global generators, some
     from a generator of their module, which then depends on what was made before."""
     import random
@@ -387,9 +390,9 @@ def _seeded() -> Iterator[None]:
     try:
         theirs.setLevel(logging.ERROR)
         with torch.random.fork_rng(devices=[]):
-            random.seed(SEEDS[0])
-            np.random.seed(SEEDS[1])  # noqa: NPY002
-            torch.manual_seed(SEEDS[2])
+            random.seed(seeds[0])
+            np.random.seed(seeds[1])  # noqa: NPY002
+            torch.manual_seed(seeds[2])
             yield
     finally:
         theirs.setLevel(level)
