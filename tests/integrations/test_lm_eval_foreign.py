@@ -314,6 +314,22 @@ def test_an_exported_run_has_lm_evals_layout(native: OwnModel, place: Path, tmp_
     assert again == [results, samples]
 
 
+def test_a_task_of_two_groups_is_exported_twice(
+    native: OwnModel, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for group, names in (("some", "[mc, gen]"), ("other", "[mc, none]")):
+        (place / f"{group}.yaml").write_text(f"group: {group}\ntask: {names}\n")
+    build = TaskIndex.build
+    monkeypatch.setattr("lm_eval.tasks.manager.TaskIndex.build", lambda *_: build([place]))
+    chosen = plan.select(["lm_eval:some", "lm_eval:other"], limit=2)
+    run = runner.run(native, plan.make(chosen, "natural"), tmp_path)
+    results, *samples = export.write(run, tmp_path / "out")
+    found = json.loads(results.read_text())
+    assert found["group_subtasks"] == {"some": ["gen", "some_mc"], "other": ["other_mc", "none"]}
+    assert found["results"].keys() == {"some", "other", "some_mc", "other_mc", "gen", "none"}
+    assert sum(len(file.read_text().splitlines()) for file in samples) == 2 * 2 + 2 * 2 + 2  # gen has two filters
+
+
 def test_an_exported_run_of_ours_has_groups_errors_and_clear_refusals(native: OwnModel, tmp_path: Path) -> None:
     chosen = plan.select(["knowledge"], limit=4)
     run = runner.run(native, plan.make(chosen, "terse"), tmp_path)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,8 +36,9 @@ def write(run: Run, folder: Path) -> list[Path]:
     moment = datetime.fromtimestamp(float(run.meta["created"]), UTC).replace(tzinfo=None)
     stamp = moment.isoformat(timespec="microseconds").replace(":", "-")
     place = folder / re.sub(r"[\"<>:/|\\?*\[\]]+", "__", run.name)
-    samples = {_name(task): list(_lines(rows)) for task, rows in by_task.items()}
-    results = _results(run, by_task, samples)
+    names = _names(by_task)
+    samples = {names[task]: list(_lines(rows)) for task, rows in by_task.items()}
+    results = _results(run, by_task, names, samples)
     try:
         place.mkdir(parents=True, exist_ok=True)
         files = [place / f"results_{stamp}.json"]
@@ -50,10 +52,18 @@ def write(run: Run, folder: Path) -> list[Path]:
     return files
 
 
-def _name(task: str) -> str:
-    """A task's name inside lm_eval: its own for a task of lm_eval, `evalsuite_...` for ours."""
-    source, colon, rest = task.partition(":")
-    return (rest.partition(".")[2] or rest) if colon and source == "lm_eval" else name_of(task)
+def _names(tasks: Iterable[str]) -> dict[str, str]:
+    """Names inside lm_eval of tasks and families: its own for a task of lm_eval, `evalsuite_...` for ours. Where groups
+    of one run share a task, it has its group's name before its own: their samples may differ."""
+    found: dict[str, str] = {}
+    whole: dict[str, str] = {}
+    for name in dict.fromkeys(each for task in tasks for each in (task, _family(task))):
+        source, colon, rest = name.partition(":")
+        own = bool(colon) and source == "lm_eval"
+        found[name] = (rest.partition(".")[2] or rest) if own else name_of(name)
+        whole[name] = rest.replace(".", "_") if own else name_of(name)
+    several = {name for name, count in Counter(found.values()).items() if count > 1}
+    return {task: whole[task] if name in several else name for task, name in found.items()}
 
 
 def _family(task: str) -> str:
@@ -108,15 +118,20 @@ def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def _results(run: Run, by_task: Mapping[str, list[Row]], samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _results(
+    run: Run,
+    by_task: Mapping[str, list[Row]],
+    names: Mapping[str, str],
+    samples: Mapping[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
     request = run.meta["requests"][-1]
-    scores = {_name(task): _aggregate(_name(task), rows) for task, rows in by_task.items()}
+    scores = {names[task]: _aggregate(names[task], rows) for task, rows in by_task.items()}
     families: dict[str, list[str]] = {}
     for task in by_task:
-        families.setdefault(_family(task), []).append(_name(task))
-    groups = {_name(f): _group(_name(f), [scores[p] for p in parts]) for f, parts in families.items() if len(parts) > 1}
-    told = {_name(task): run.meta["tasks"].get(_family(task), {}) for task in by_task}
-    shots = {_name(task): int(rows[0]["facets"].get("shots", 0)) for task, rows in by_task.items()}
+        families.setdefault(_family(task), []).append(names[task])
+    groups = {names[f]: _group(names[f], [scores[p] for p in parts]) for f, parts in families.items() if len(parts) > 1}
+    told = {names[task]: run.meta["tasks"].get(_family(task), {}) for task in by_task}
+    shots = {names[task]: int(rows[0]["facets"].get("shots", 0)) for task, rows in by_task.items()}
     hashes = {
         name: _hash("".join(line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines))
         for name, lines in samples.items()
@@ -124,12 +139,12 @@ def _results(run: Run, by_task: Mapping[str, list[Row]], samples: Mapping[str, l
     return {
         "results": {**scores, **groups},
         **({"groups": groups} if groups else {}),
-        "group_subtasks": {_name(f): parts if len(parts) > 1 else [] for f, parts in families.items()},
+        "group_subtasks": {names[f]: parts if len(parts) > 1 else [] for f, parts in families.items()},
         "configs": {name: {"task": name, "metadata": about} for name, about in told.items()},
         "versions": {name: about.get("version") for name, about in told.items()},
         "n-shot": shots,
         "higher_is_better": {name: {_metric(key): True for key in _keys(about)} for name, about in scores.items()},
-        "n-samples": {_name(task): {"original": len(r), "effective": len(r)} for task, r in by_task.items()},
+        "n-samples": {names[task]: {"original": len(r), "effective": len(r)} for task, r in by_task.items()},
         "config": {
             "model": "evalsuite",
             "model_args": {"pretrained": run.name},
