@@ -235,6 +235,18 @@ def test_lm_evals_own_hf_answers_our_tasks_as_we_do(
     assert len(found[0]) == 4 * (3 + 2)
 
 
+@pytest.mark.parametrize("words", [["run", "--config", "asked.yaml"], ["--model_args", "x=1"], ["--model=hf"]])
+def test_lm_evals_hf_opens_our_checkpoints_however_it_is_named(words: list[str]) -> None:
+    """In a file, or as the model that lm_eval takes where none is named."""
+    code = (
+        "import sys, lm_eval.__main__ as theirs; from evalsuite.integrations.lm_eval import command\n"
+        "theirs.cli_evaluate = lambda: print('evalsuite.models.modeling' in sys.modules)\n"
+        f"command.run({words!r}); command.run(['ls', 'tasks'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert done.stdout.split()[0] == "True", done.stderr
+
+
 def test_plain_lm_eval_finds_the_model_by_a_task_given_as_a_file(place: Path) -> None:
     code = (
         "from lm_eval.tasks.manager import TaskIndex; TaskIndex.build = lambda *_: {}\n"  # 14,000 files that take long

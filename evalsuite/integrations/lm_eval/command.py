@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from evalsuite.errors import UserError
 from evalsuite.integrations.lm_eval import register
-from evalsuite.integrations.lm_eval.opening import HF
+
+NO_MODEL = {"-h", "--help", "ls", "validate"}  # words with which none is opened
 
 
 def run(words: Sequence[str]) -> None:
@@ -15,7 +16,7 @@ def run(words: Sequence[str]) -> None:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         raise UserError(f"lm_eval is not installed ({error}); pip install 'evalsuite[lm-eval]'") from error
-    if any(word.rpartition("=")[2] in HF for word in words):
+    if not NO_MODEL & {*words}:  # hf is the default, and a file of --config may name it
         import evalsuite.models.modeling  # noqa: F401 - AutoModelForCausalLM then opens checkpoints of this package
     before = sys.argv
     sys.argv = ["lm-eval", *words]
