@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from evalsuite import compare, plan, runner, store
 from evalsuite import task as tasks
 from evalsuite.errors import UserError
 from evalsuite.models import ZOO
+from evalsuite.models.base import Speed
 from evalsuite.models.own import OwnModel, open_checkpoint
+from evalsuite.records import Completion, Sample
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from lm_eval import simple_evaluate
@@ -364,6 +367,32 @@ def test_settings_of_generation_are_read_as_lm_eval_reads_them(place: Path) -> N
     made = plan.make(plan.select([f"lm_eval:{place / 'hundred'}.yaml"], limit=1), "natural")
     ((_, sample),) = made.samples(len)
     assert (sample.max_new_tokens, sample.temperature, sample.stop) == (3, 0.7, ())
+
+
+def test_choices_that_were_written_are_scored_too(native: OwnModel, place: Path, tmp_path: Path) -> None:
+    """As an endpoint answers that gives no log probabilities: a choice, or what is none."""
+
+    class Writer:
+        name, context, wording, speed = "writer", 4096, "natural", Speed()
+        identity = dict
+        count = staticmethod(len)
+
+        def cost(self, length: int) -> dict[str, int]:
+            return {}
+
+        def answer(self, samples: Sequence[Sample]) -> Iterator[Completion]:
+            for i, sample in enumerate(samples):
+                yield Completion(sample.id, [*sample.choices, "none of these"][i % 4], 9)
+
+    chosen = plan.select([f"lm_eval:{place / 'mc'}.yaml"])
+    rows = runner.run(Writer(), plan.make(chosen, "natural"), tmp_path).rows  # type: ignore[arg-type]
+    right = [float(i % 4 == i % 3) for i in range(9)]
+    assert [row["score"] for row in rows] == right
+    assert [row["detail"].get("acc,none") for row in rows] == [None if i % 4 == 3 else right[i] for i in range(9)]
+    assert {row["detail"]["choices"] for row in rows} == {"generated"}
+    _, file = export.write(store.read(tmp_path / "writer"), tmp_path)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["acc"] for line in lines] == right
 
 
 def test_what_greedy_decoding_would_write_is_not_made_up(native: OwnModel, place: Path, tmp_path: Path) -> None:
