@@ -2,14 +2,23 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from evalsuite.errors import UserError
 
 FORMAT = 1
+SECRET = re.compile(  # an argument of a backend, a header or an address with a password
+    r"(?i)(?<![\w-])((?:auth_token|api_key|token|password|key)=)[^,]+|(?<![\w-])(header=).+|(://)[^/@\s]+(?=@)"
+)
 META = {"format", "model", "identity", "tasks", "requests", "missing", "cost", "created"}
+
+
+def typed(words: Iterable[str]) -> str:
+    """A command as it may be recorded: records are shared, and keys in arguments are not."""
+    return shlex.join(SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}***", word) for word in words)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import platform
-import shlex
 import sys
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import evalsuite
 from evalsuite import compare
 from evalsuite.errors import UserError
+from evalsuite.meta import typed
 from evalsuite.models.base import Model
 from evalsuite.plan import Item, Plan
 from evalsuite.progress import Reporter, Silent
@@ -151,7 +151,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "knobs": {owner: {k: list(v) for k, v in knobs.items()} for owner, knobs in selection.knobs.items()},
         "data": dict(selection.data),
         "time": now,
-        "command": shlex.join(sys.argv),
+        "command": typed(sys.argv),
         "versions": {**_versions(), **getattr(model, "versions", dict)()},
         "revision": revision(),
     }

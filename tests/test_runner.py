@@ -305,3 +305,16 @@ def test_a_prompt_that_is_no_text_is_that_samples_error(tmp_path: Path) -> None:
         "the prompt is no valid Unicode: surrogates not allowed"
     ]
     assert sum(row["score"] for row in run.rows) == len(model.asked) == 4
+
+
+def test_a_key_of_the_command_line_is_recorded_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = (
+        "local-completions:model=m,auth_token=SECRET,tokenizer=words,base_url=http://me:SECRET@host:1/v1,max_length=9"
+    )
+    words = ["evalsuite", "run", "--model", spec, "-m", 'x:header={"Authorization": "SECRET", "b": "SECRET"}']
+    monkeypatch.setattr("sys.argv", [*words, "-m", "y:token=SECRET", "-m", "openai:key_env=MINE,api_key=SECRET"])
+    run = go(Fake(), tmp_path, select())
+    text = (run.folder / "run.json").read_text()
+    assert "SECRET" not in text
+    for kept in ("tokenizer=words", "max_length=9", "key_env=MINE", "http://***@host:1/v1", "auth_token=***,"):
+        assert kept in text

@@ -10,7 +10,6 @@ import importlib
 import logging
 import math
 import os
-import shlex
 import socket
 import sys
 import time
@@ -25,7 +24,7 @@ from evalsuite import plan, runner
 from evalsuite.errors import UserError
 from evalsuite.executors import Order, Outcome
 from evalsuite.integrations.ray_worker import Worker
-from evalsuite.meta import changes
+from evalsuite.meta import changes, typed
 from evalsuite.models import GROUP
 from evalsuite.models.presets import PRESETS
 from evalsuite.plan import Gap, Plan
@@ -328,7 +327,7 @@ class _Driver:
             return
         if about["name"] in {each.store.meta["model"] for each in self.jobs.values()}:
             raise UserError(f"two of the models are called {about['name']!r}; run them with different --out")
-        about["meta"]["requests"][0]["command"] = shlex.join(sys.argv)  # the worker's is Ray's own
+        about["meta"]["requests"][0]["command"] = typed(sys.argv)  # the worker's is Ray's own
         folder = Path(order.out) / folder_name(about["name"])
         store = self.stack.enter_context(Store.open(folder, about["meta"], must_exist=order.must_exist))
         made = plan.make(plan.select(**order.asked), about["wording"])

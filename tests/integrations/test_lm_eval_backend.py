@@ -211,6 +211,8 @@ def test_an_error_loses_nothing_that_was_computed(native: OwnModel, tmp_path: Pa
             "write local-completions",
         ),
         ("local-chat-completions:model=m,max_length=100", "auto", "counts no tokens"),
+        (f"{HF},truncation=true", "auto", "no prompt is cut here"),
+        ("local-completions:model=m,base_url=http://a:SECRET@h/v1", "auto", "base_url holds a password, which"),
         (f"{HF},slice=x", "auto", "slice=x is no number of samples"),
         (f"{HF},wording=terce", "auto", "did you mean 'terse'"),
         (f"{HF},chat=maybe", "auto", "chat=maybe is neither true nor false"),
@@ -228,6 +230,7 @@ def test_what_cannot_be_opened_is_one_line(spec: str, kernels: str, message: str
     with pytest.raises(UserError, match=message) as found:
         models.load(spec, device="cpu", kernels=kernels)
     assert "\n" not in str(found.value)
+    assert "SECRET" not in str(found.value)
 
 
 def test_names_are_checked_before_anything_is_loaded() -> None:

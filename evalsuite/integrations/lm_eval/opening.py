@@ -48,7 +48,7 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     ours = {key: given.pop(key) for key in OURS if key in given}
     if kernels not in ("auto", "evalsuite") or (kernels == "evalsuite" and kind not in HF):
         raise UserError(f"--kernels {kernels} is not for {kind!r}: hf alone takes --kernels evalsuite; leave it out")
-    _check(kind, ours)
+    _check(kind, ours, given)
     named = str(given.get("pretrained", ""))
     if named.startswith(("/", ".", "~")) and not Path(named).expanduser().exists():
         raise UserError(f"{kind}: there is no {named}")
@@ -82,8 +82,15 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
     )
 
 
-def _check(kind: str, ours: Mapping[str, Any]) -> None:
-    """Raise UserError for arguments of ours that mean nothing, before anything is loaded."""
+def _check(kind: str, ours: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise UserError for arguments of ours that mean nothing and for theirs that cannot be kept to, before anything is
+    loaded."""
+    if given.get("truncation"):
+        raise UserError(f"{kind}: truncation={given['truncation']}, and no prompt is cut here; leave it out")
+    if "@" in str(given.get("base_url", "")).partition("://")[2].partition("/")[0]:
+        raise UserError(
+            f"{kind}: base_url holds a password, which would stand in the run's record; export OPENAI_API_KEY"
+        )
     if (size := ours.get("slice")) is not None and not (isinstance(size, int) and size > 0):
         raise UserError(f"{kind}: slice={size} is no number of samples, 1 or more")
     if (wording := ours.get("wording")) is not None and wording not in WORDINGS:
