@@ -237,7 +237,7 @@ def _number(said: object) -> int:
 
 
 @contextlib.contextmanager
-def _seeded(seeds: tuple[int, int, int, int]) -> Iterator[None]:
+def _seeded(seeds: tuple[int, int, int, int] = SEEDS) -> Iterator[None]:
     """lm_eval's seeds meanwhile, and its tasks' own modules anew: some draw their data from the global generators, some
     from a generator of their module, which then depends on what was made before."""
     import random
