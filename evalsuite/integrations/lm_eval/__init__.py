@@ -1,7 +1,8 @@
 """EleutherAI's lm_eval, both ways: our models and tasks inside it, its models, tasks and result files inside ours.
 
 `model` and `tasks` are what lm_eval sees of us, `folder` writes the task folder for its `--include_path`, `command`
-runs its command line; `backend` adapts its models to ours, `foreign` its tasks, `export` writes its result files.
+runs its command line; `opening` and `backend` adapt its models to ours, with an eye on its servers (`watching`);
+`foreign` and `parts` adapt its tasks, `export` writes its result files.
 """
 
 NAME = "evalsuite"
