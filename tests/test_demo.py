@@ -93,5 +93,6 @@ def test_checkpoints_are_small_and_say_how_they_were_made(name: str) -> None:
     mine = made[name]
     assert mine["command"].startswith("evalsuite train ")
     assert len(mine["revision"]) == 40
-    assert (mine["stream"], mine["recipe"]) == (made["full"]["stream"], made["full"]["recipe"])
+    assert mine["stream"] == made["full"]["stream"]
+    assert mine["recipe"] | {"lr": 0} == made["full"]["recipe"] | {"lr": 0}, "the rate alone is each design's own"
     assert mine["tokens"] == made["full"]["tokens"]

@@ -135,8 +135,8 @@ def test_what_does_not_fit_is_an_error_and_the_edge_still_fits(hf: Any) -> None:
         (found,) = small.answer([sample])
         assert found.prompt_tokens == 51 == small.count(sample.text)
         assert (not found.error) == fits, found
-    (long,) = hf.answer([Sample("s", "t", (word * 1023).strip(), (), choices=(" edge", " edge edge"))])
-    assert "> context 1024" in long.error
+    (long,) = hf.answer([Sample("s", "t", (word * (hf.context - 1)).strip(), (), choices=(" edge", " edge edge"))])
+    assert f"> context {hf.context}" in long.error
     (empty,) = hf.answer([Sample("s", "t", "edge", (), choices=("", " edge"))])
     assert "adds no token" in empty.error
 

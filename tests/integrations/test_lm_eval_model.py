@@ -127,8 +127,8 @@ def test_what_it_cannot_honour_is_an_error(native: OwnModel, lm: EvalsuiteLM) ->
         lm.generate_until(written(("a", {"num_beams": 4, "until": []})), disable_tqdm=True)
     with pytest.raises(UserError, match="knows no argument revision"):
         EvalsuiteLM(native, revision="main")
-    with pytest.raises(UserError, match="max_length=4096 is not within"):
-        EvalsuiteLM(native, max_length=4096)
+    with pytest.raises(UserError, match="max_length=32768 is not within"):
+        EvalsuiteLM(native, max_length=32768)
     with pytest.raises(UserError, match="unknown model"):
         EvalsuiteLM("hybrid-kdda")
 
