@@ -58,8 +58,8 @@ def test_passing_is_not_given_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_moves_the_gold_answers(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rounding does to the loss of a right answer a fault does many times over, the last of 128 tokens 80 times; scores
-    may hide it."""
+    """What rounding does to the loss of a right answer a fault does many times over, the last of 128 tokens 80 times;
+    scores may hide it."""
     one = models.load("hybrid-kda-dsa", device="cpu", kernels="chunked")
     assert isinstance(one, OwnModel)
     made = questions() if WHOLE else plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
