@@ -71,8 +71,8 @@ def beta_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, f
     10.1214/ss/1009213286), which adds 0.5. The 0.7 is ours, chosen by exact coverage at n = 20, 50, 200 and shares 0.5,
     0.9, 0.99: within a point of 95 % in the six of nine cells where an interval can be (`gate.simulate.attainable`), as
     with any weight from 0.66 to 0.84. With 0.5 it is so in five (98.4 % at 200, 0.99), and so is Wilson's (97.0 % at
-    50, 0.9). Over all shares it is no closer to 95 % than Wilson's, and like that one falls to 86 % beside a few (of 1,000
-    answers to 91 %, Wilson's to 94 %).
+    50, 0.9). Over all shares it is no closer to 95 % than Wilson's, and like that one falls to 86 % beside a few (of
+    1,000 answers to 91 %, Wilson's to 94 %).
     """
     if n <= 0:
         return 0.0, 1.0
