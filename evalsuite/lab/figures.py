@@ -1,6 +1,6 @@
 """The lab's figures, as PNG; needs the extra `report` (altair, vl-convert-python).
 
-Every seed is a dot; a line goes through the means. A gate that fails is named in the title of every figure.
+Every seed is a mark; a line goes through the means. A gate that fails is named in the title of every figure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,11 @@ Points = list[dict[str, Any]]
 SCALE = 2  # pixels of a point
 EXTRA = "figures need altair and vl-convert-python: pip install 'evalsuite[report]'"
 TEN = 10  # colours that are easily told apart
+HOURGLASS, BOWTIE = "M-1,-1L1,-1L-1,1L1,1Z", "M-1,-1L-1,1L1,-1L1,1Z"  # SVG paths
+SHAPES = (
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right",
+    HOURGLASS, BOWTIE,
+)  # fmt: skip
 
 
 def write(place: Path, folder: Path) -> Iterator[Path]:
@@ -73,8 +78,17 @@ def _colours(trained: Sequence[Trained]) -> Any:
 
     names = list(designs(trained))
     # no two designs of one colour
-    scale = alt.Scale(scheme="category10") if len(names) <= TEN else alt.Scale(scheme="category20")
+    scale = alt.Scale(domain=names, scheme="category10" if len(names) <= TEN else "category20")
     return alt.Color("design:N", sort=names, scale=scale, title="design")
+
+
+def _shapes(trained: Sequence[Trained]) -> Any:
+    """What the colours say, for whoever does not tell them apart."""
+    import altair as alt
+
+    names = list(designs(trained))
+    scale = alt.Scale(domain=names, range=[SHAPES[i % len(SHAPES)] for i in range(len(names))])
+    return alt.Shape("design:N", sort=names, scale=scale, title="design")
 
 
 def _curves(
@@ -88,7 +102,7 @@ def _curves(
     base = alt.Chart(alt.Data(values=points)).encode(x=x, color=_colours(trained))
     if x.shorthand.endswith(":O"):  # side by side: designs that do the same would hide one another
         base = base.encode(xOffset=alt.XOffset("design:N", sort=list(designs(trained))))
-    dots = base.mark_circle(size=28, opacity=0.7).encode(y=y)
+    dots = base.mark_point(size=30, opacity=0.7, filled=True).encode(y=y, shape=_shapes(trained))
     means = base.mark_line(strokeWidth=1.5, opacity=0.8).encode(y=f"mean({y.shorthand.partition(':')[0]}):Q")
     panels = list(dict.fromkeys(point[column] for point in points))
     facet = alt.Facet(f"{column}:N", sort=panels, title=None)
@@ -114,7 +128,7 @@ def hops(trained: Sequence[Trained], failed: Sequence[str]) -> Any:
         for each in trained
         for hop, value in report.hops(each, task, facts).items()
     ]
-    below = f"equal tokens and parameters; a dot is a training seed; {_tokens(trained)}"
+    below = f"equal tokens and parameters; a mark is a training seed; {_tokens(trained)}"
     x = alt.X("hops:O", title="hops", axis=alt.Axis(labelAngle=0))
     return _curves(points, trained, x, _share("accuracy"), "panel", _title("How far each design walks", below, failed))
 
@@ -174,12 +188,11 @@ def pareto(trained: Sequence[Trained], failed: Sequence[str]) -> Any:
             points += [{"design": name, "MiB": mib, "mean": fmean(known), "panel": panel}] if known else []
     data = alt.Data(values=points)
     x = alt.X("MiB:Q", scale=alt.Scale(type="log"), title=f"MiB kept for a text of {int(length):,} tokens")
-    base = alt.Chart(data).encode(x=x, color=_colours(trained))
-    dots = base.mark_circle(size=36, opacity=0.6).encode(y=_share("accuracy"))
-    marks = base.mark_point(shape="diamond", size=160, strokeWidth=2).encode(y="mean:Q")
-    title = _title(
-        "What a design keeps, and what it can do with it", "a dot is a training seed, a diamond their mean", failed
-    )
+    base = alt.Chart(data).encode(x=x, color=_colours(trained), shape=_shapes(trained))
+    dots = base.mark_point(size=36, opacity=0.6, filled=True).encode(y=_share("accuracy"))
+    marks = base.mark_point(size=220, strokeWidth=2).encode(y="mean:Q")
+    below = "a mark is a training seed, a large outline their mean"
+    title = _title("What a design keeps, and what it can do with it", below, failed)
     facet = alt.Facet("panel:N", title=None)
     return (dots + marks).properties(width=360, height=280).facet(facet=facet, columns=2, title=title)
 
