@@ -22,8 +22,8 @@ POLICY = """
 may_differ = ["kernels"]
 
 [[family]]
-name = "path"
-tasks = ["multihop.path"]
+name = "graph"
+tasks = ["multihop.graph"]
 margin = 0.5
 
 [kernels]
@@ -32,7 +32,7 @@ against = "chunked"
 
 
 def made() -> Plan:
-    return questions() if WHOLE else plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
+    return questions() if WHOLE else plan.make(plan.select(["multihop.graph"], lengths=[256], limit=4), "terse")
 
 
 def gated(place: Path, policy: str = POLICY, spoil: Callable[[dict[str, Any]], object] = lambda found: None) -> Report:
@@ -79,7 +79,7 @@ SPOILT: dict[str, Callable[[dict[str, Any]], object]] = {
     "no identity": lambda found: found.pop("identities"),
     "one sample less than the run": lambda found: found["samples"].pop(),
     "another seed": lambda found: [each.update(prompt_hash="0") for each in found["samples"]],
-    "another subtask": lambda found: [each.update(task="multihop.graph") for each in found["samples"]],
+    "another subtask": lambda found: [each.update(task="multihop.path") for each in found["samples"]],
     "another length": lambda found: [each.update(length=128) for each in found["layers"]],
     "code of another day": lambda found: found.update(revision="0" * 40),
     "no revision": lambda found: found.pop("revision"),
