@@ -13,7 +13,7 @@ from statistics import fmean
 import pytest
 
 from demo import WHOLE, questions
-from evalsuite import compare, kernels, models, plan, runner
+from evalsuite import compare, kernels, models, runner
 from evalsuite.models.own import OwnModel
 from evalsuite.plan import Plan
 from evalsuite.store import Run
@@ -58,11 +58,10 @@ def test_passing_is_not_given_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_moves_the_gold_answers(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rounding does to the loss of a right answer a fault does many times over, the last of 128 tokens 80 times;
-    scores may hide it."""
+    """What rounding does to the loss of a right answer, a fault does a hundred times over; scores may hide it."""
     one = models.load("hybrid-kda-dsa", device="cpu", kernels="chunked")
     assert isinstance(one, OwnModel)
-    made = questions() if WHOLE else plan.make(plan.select(["multihop.path"], lengths=[256], limit=4), "terse")
+    made = questions() if WHOLE else questions(1, "256")
 
     def moved() -> float:
         found = kernels.compare(one, "reference", replace(made, missing={}), prompts=1)
@@ -73,4 +72,4 @@ def test_a_planted_fault_moves_the_gold_answers(fault: str, monkeypatch: pytest.
     plant(monkeypatch, "none")
     rounding = moved()
     plant(monkeypatch, fault)
-    assert moved() > 20 * rounding
+    assert moved() > 100 * rounding
