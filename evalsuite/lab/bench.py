@@ -95,7 +95,7 @@ def kernels(impl: str) -> Iterator[None]:
     """Every mixer's operator under one implementation; models have no switch for it, and need none but here."""
     operators = {
         mixers: ("delta_rule", "linear_attention", "full_attention"),
-        sparse: ("full_attention", "lightning_index", "sparse_attention", "block_attention"),
+        sparse: ("full_attention", "lightning_index", "sparse_attention", "indexed_attention", "block_attention"),
     }
     with ExitStack() as stack:
         for module, names in operators.items():

@@ -15,6 +15,7 @@ from evalsuite_kernels.sparse import (
     block_attention,
     compressed_attention,
     index_loss,
+    indexed_attention,
     lightning_index,
     moba_blocks,
     selection_recall,
@@ -88,9 +89,9 @@ class Indexed(Attention):
     def _read(self, q: Tensor, keys: Keys, index: tuple[Tensor, Tensor, Tensor], layout: Layout) -> Tensor:
         if self.config.index_phase == "dense":
             return self.attend(q, keys, layout)
+        assert keys.index is not None
         index_q, index_k, weights = index
-        chosen = self._choose(keys, index_q, weights, layout)
-        o = sparse_attention(q, keys.k, keys.v, chosen, cu_seqlens=layout.cu_seqlens, cu_seqlens_k=keys.cu_seqlens)
+        o = indexed_attention(q, keys.k, keys.v, index_q, keys.index, weights, self.config.topk, **keys.bounds(layout))
         # a choice hides that it was made by no number: a damaged indexer must not answer like a sound one
         mark = index_q.sum((2, 3)) + index_k.sum(2) + weights.sum(2)
         return o + 0 * mark[..., None, None].to(o.dtype)

@@ -14,8 +14,8 @@ size] are its C and B, v [B, T, heads, head dim] its input times the step dt [B,
 its gate.
 
 `full_attention` is softmax attention, `short_convolution` the few-token convolution in front of most recurrent layers.
-`sparse_attention` reads the keys that a list names, as `lightning_index` makes it (DSA), `block_attention` whole blocks
-(MoBA, NSA, MSA; `sparse/blocks.py` chooses them).
+`sparse_attention` reads the keys that a list names, as `lightning_index` makes it; `indexed_attention` does both (DSA),
+and in decoding makes no list. `block_attention` reads whole blocks (MoBA, NSA, MSA; `sparse/blocks.py` chooses them).
 Each family's `reference.py` is its definition, `chunked.py` the fast form in torch, "triton" that on a GPU (`fused.py`
 for both recurrences, `full/triton.py`); `impl=` picks one.
 """
@@ -30,12 +30,13 @@ from evalsuite_kernels.conv import short_convolution
 from evalsuite_kernels.delta import delta_rule
 from evalsuite_kernels.full import full_attention
 from evalsuite_kernels.linear import lightning_slopes, linear_attention, retnet_slopes
-from evalsuite_kernels.sparse import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels.sparse import block_attention, indexed_attention, lightning_index, sparse_attention
 
 __all__ = [
     "block_attention",
     "delta_rule",
     "full_attention",
+    "indexed_attention",
     "lightning_index",
     "lightning_slopes",
     "linear_attention",

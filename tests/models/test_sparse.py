@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from evalsuite.models.config import LETTERS, EvalsuiteConfig
 from evalsuite.models.modeling import EvalsuiteForCausalLM
 from evalsuite.models.presets import PRESETS, pattern_of
 from evalsuite_kernels import record
+from evalsuite_kernels.sparse import api
 
 
 def full_twin(model: EvalsuiteForCausalLM) -> EvalsuiteForCausalLM:
@@ -177,11 +179,9 @@ def test_a_step_reads_index_keys_and_the_chosen_alone() -> None:
 
 def chosen_by(model: EvalsuiteForCausalLM, cache: object) -> set[int]:
     """The keys that one more token reads."""
-    mixer, found = model.model.layers[0].mixer, []
-    choose = mixer._choose
-    mixer._choose = lambda *given: found.append(choose(*given)) or found[-1]
-    model(IDS[:1, :1], past_key_values=cache)
-    mixer._choose = choose
+    found, choose = [], api.lightning_index
+    with patch.object(api, "lightning_index", lambda *x, **named: found.append(choose(*x, **named)) or found[-1]):
+        model(IDS[:1, :1], past_key_values=cache)
     return {int(i) for i in found[0].flatten() if i >= 0}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evalsuite_kernels.arguments import choose, compute_dtype, expect, expect_heads, expect_whole, meant, note
 from evalsuite_kernels.sparse import chunked, reference
-from evalsuite_kernels.sparse.places import Places, check_lists, places
+from evalsuite_kernels.sparse.places import Places, check_lists, names, places
 
 FORMS = {"reference": reference, "chunked": chunked}
 UNIT = 16  # tokens: what the kernels read blocks by
@@ -47,13 +47,8 @@ def lightning_index(  # noqa: PLR0913 - as `full_attention`
     Raises:
         ValueError: shapes or bounds that do not fit, topk < 1, or an impl that cannot run here.
     """
-    expect("q", q, "B", "T", "HI", "DI")
-    B, T, HI, DI = q.shape
-    expect("k", k, B, "S", DI)
-    expect("weights", weights, B, T, HI)
-    expect_whole("topk", topk)
-    if HI == 0 or DI == 0:
-        raise ValueError(f"q has {HI} index heads of dim {DI}, and needs at least 1 of each")
+    _check_index(q, k, weights, topk)
+    HI, DI = q.shape[2:]
     scale = (HI * DI) ** -0.5 if scale is None else scale
     name = choose(impl, q, k, weights, widest=DI)
     where = _where(name, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
@@ -103,6 +98,66 @@ def sparse_attention(
     with torch.autocast(q.device.type, enabled=False):
         x, y, z = _alike(name, q, k, v)
         return _form(name, "sparse_attention").attend(x, y, z, lists, scale, where).to(q.dtype)
+
+
+def indexed_attention(  # noqa: PLR0913 - what the two that it stands for take
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index_q: Tensor,
+    index_k: Tensor,
+    weights: Tensor,
+    topk: int,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """DeepSeek sparse attention (arXiv:2512.02556): `sparse_attention` over the keys that `lightning_index` chooses.
+
+    A step of decoding, up to 8 queries a sequence over more than 8192 keys with up to 8 index heads and topk 2048,
+    makes no list of them on a GPU where nobody asks for gradients: it agrees up to rounding, and takes less time.
+
+    Args:
+        q, k, v, scale: as in `sparse_attention`.
+        index_q, index_k, weights, topk: q, k, weights and topk of `lightning_index`, with its own scale.
+        cu_seqlens, cu_seqlens_k, key_lengths, impl: as in `lightning_index`.
+
+    Returns:
+        o [B, T, HQ, V] in q's dtype; differentiable in q, k and v.
+
+    Raises:
+        ValueError: as the two.
+    """
+    expect_heads(q, k, v)
+    _check_index(index_q, index_k, weights, topk, (*q.shape[:2], k.shape[1]))
+    given = (q, k, v, index_q, index_k, weights)
+    name = choose(impl, *given, widest=max(q.shape[-1], v.shape[-1], index_q.shape[-1]))
+    if name != "triton" or not _is_step(q, k, v, index_q, topk):
+        chosen = lightning_index(
+            index_q, index_k, weights, topk, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, key_lengths=key_lengths,
+            impl=impl,
+        )  # fmt: skip
+        return sparse_attention(
+            q, k, v, chosen, scale=scale, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, impl=impl
+        )
+    from evalsuite_kernels.sparse.step_run import sparse_step
+
+    where = _where(name, q, k, cu_seqlens, cu_seqlens_k, key_lengths)
+    scales = (index_q.shape[2] * index_q.shape[3]) ** -0.5, q.shape[-1] ** -0.5 if scale is None else scale
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        read, index = _alike(name, q, k, v), _alike(name, index_q, index_k)
+        return sparse_step(*read, *index, weights, *names(where), topk, *scales).to(q.dtype)
+
+
+def _is_step(q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, topk: int) -> bool:
+    """Whether kernels make no list, and nobody learns by the result."""
+    from evalsuite_kernels.sparse.step_run import fits
+
+    learned = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return not learned and fits(q, index_q, k.shape[1], topk)
 
 
 def block_attention(  # noqa: PLR0913 - as `full_attention`
@@ -176,6 +231,18 @@ def _alike(name: str, *tensors: Tensor) -> list[Tensor]:
     alike = name == "triton" and first.itemsize == 2 and all(x.dtype == first for x in tensors)
     dtype = first if alike else compute_dtype(*tensors)
     return [x.to(dtype) for x in tensors]
+
+
+def _check_index(q: Tensor, k: Tensor, weights: Tensor, topk: int, shape: tuple[int, ...] | None = None) -> None:
+    """An indexer's; shape is B, T and S of the attention that it is for."""
+    name = "index_" if shape else ""
+    expect(f"{name}q", q, *(shape[:2] if shape else "BT"), "HI", "DI")
+    B, T, HI, DI = q.shape
+    expect(f"{name}k", k, B, shape[2] if shape else "S", DI)
+    expect("weights", weights, B, T, HI)
+    expect_whole("topk", topk)
+    if HI == 0 or DI == 0:
+        raise ValueError(f"{name}q has {HI} index heads of dim {DI}, and needs at least 1 of each")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lists: Tensor, name: str) -> None:

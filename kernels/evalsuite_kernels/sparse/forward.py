@@ -72,6 +72,15 @@ def listed(entries, at, end, first, position, S, BLOCK: tl.constexpr, BLOCK_N: t
     return first + key, read & (first + key < S)
 
 
+@triton.jit
+def weigh(s, top):
+    """The largest logit of each row so far [M], of logits s [M, N] in base 2 the weights beside it, and by how much
+    what was summed up before decays."""
+    higher = tl.maximum(top, tl.max(s, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, tl.exp2(s - base[:, None]), tl.exp2(top - base)
+
+
 @triton.jit(do_not_specialize=["T", "S", "HQ", "heads", "G", "lists", "share", "N", "tiles", "splits"])
 def forward(
     q, k, v, entries, first, position, o, lse, part, tops, totals, scale,
@@ -118,15 +127,11 @@ def forward(
             z = load_rows(v, row * svt, read, V, BV, WIDE)
         s = tl.dot(x, tl.trans(y), input_precision="ieee") * scale
         s = tl.where(read[None, :], s, float("-inf"))
-        higher = tl.maximum(top, tl.max(s, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(s - base[:, None])
-        decay = tl.exp2(top - base)
+        top, p, decay = weigh(s, top)
         if not SPLIT:
             z = load_rows(v, row * svt, read, V, BV, WIDE)
         acc = tl.dot(p.to(z.dtype), z, acc * decay[:, None], input_precision="ieee")
         total = total * decay + tl.sum(p, 1)
-        top = higher
     cols = tl.arange(0, BV)[None, :]
     if SPLIT:
         at = ((b * lists + own) * splits + split) * (T * heads) + t * heads + head - own * heads

@@ -33,16 +33,14 @@ APART = 8  # heads of an indexer up to here meet keys one after another, 64 quer
 ONE = 8  # queries of these up to here meet them one by one
 SPAN, PROGRAMS = 16, 4096  # tiles of keys at most in a program that scores, where there are so many programs
 FEW = 128  # rows up to here are sifted in parts of PART numbers, at once
-PART = 512  # and a program of few queries scores so many keys before it sifts them: 256 programs at 128k keys
-MORE = 0  # stages of such programs beyond those of SETTINGS: tiles whose keys are on their way
-AHEAD = True  # they score while others look at the sample; False, to compare: every launch awaits the one before
+PART = 512
 ONCE = 4096  # numbers at most that are chosen from at once
 
 
 class Sifting(NamedTuple):
     """How far apart scores of the sample are (in runs of so many side by side), slack of the threshold and num_warps of
     `sample`; parts of a row (None: of PART numbers each), numbers in a tile (None: PART) and num_warps of `collect`;
-    numbers in a tile and num_warps of `choose`. Programs that also score have the num_warps of SETTINGS.
+    numbers in a tile and num_warps of `choose`.
 
     Many rows are walked over by few warps each, which wait for no others.
     """
@@ -130,8 +128,8 @@ def look(
     """Add the search for each row's threshold."""
     run, slack, warps = SIFTING[sieve.few].sample
     launches.add(
-        select.sample, (found.shape[0] * (bounds[1] - bounds[0]),), *given, sieve.low, *bounds, found.shape[-1],
-        COUNT=SAMPLE, RUN=run, SLACK=slack, num_warps=warps, **_soon(sieve.few, found),
+        select.sample, (found.shape[0] * (bounds[1] - bounds[0]),), *given, sieve.low, None, *bounds, found.shape[-1],
+        COUNT=SAMPLE, RUN=run, SLACK=slack, APART=False, num_warps=warps, **_soon(sieve.few, found),
     )  # fmt: skip
 
 
@@ -169,60 +167,44 @@ def sparse_index(
     given = q, k, weights, *place, scores
     one = q.shape[2] <= APART and T <= ONE and sieve.step == T
     kind: tuple[Any, ...] = ()
-    if one and sieve.few:
-        kind = at_once(launches, sieve, given, found, scale)
-    else:
-        for start in range(0, T, sieve.step):
-            bounds = start, min(start + sieve.step, T), T, S
-            heads = score(launches, given, scale, bounds, one)
-            kind = heads, *sift(launches, sieve, (scores, *place), found, bounds)
+    for start in range(0, T, sieve.step):
+        bounds = start, min(start + sieve.step, T), T, S
+        heads = score(launches, given, scale, bounds, one)
+        kind = heads, *sift(launches, sieve, (scores, *place), found, bounds)
     launches.run(("index", q.dtype, weights.dtype, dtype_of(first), D, one and q.shape[2], *kind), q.device)
     return found
-
-
-def at_once(launches: Launches, sieve: Sieve, given: tuple[Any, ...], found: Tensor, scale: float) -> tuple[Any, ...]:
-    """Add all of few rows whose programs sift what they score; `given` as in `score`. Returns the kind."""
-    q, k, _, *place, scores = given
-    (tile, own, _), (T, S) = _tile_of(True), (q.shape[1], k.shape[1])
-    bounds, sample = (0, T, T, S), S > 2 * SAMPLE  # else nobody would look at it
-    low = sieve.low if sample else None
-    keys = min(PART, SETTINGS[_setting(q)][1], 64)
-    if sample:
-        looked_at: Any = {"COUNT": SAMPLE, "RUN": SIFTING[True].sample[0]}
-        _score_one(launches, given, scale, triton.cdiv(SAMPLE, keys), 1, keys, **looked_at)
-        look(launches, sieve, (scores, *place), found, bounds)
-    kept = low, sieve.values, sieve.places, sieve.sizes, found.shape[-1]
-    options = {"CAP": sieve.cap, "TILE": tile, "OWN": own, "AHEAD": sample and AHEAD}
-    if q.itemsize == 2:
-        options["num_stages"] = SETTINGS[_setting(q)][3] + MORE
-    _score_one(launches, given, scale, sieve.parts, PART // keys, keys, kept, **options)
-    return sample, *choose(launches, sieve, (scores, *place, low), found, bounds)
 
 
 def _setting(q: Tensor) -> tuple[int, int]:
     return q.itemsize, max(64, triton.next_power_of_2(q.shape[-1]))
 
 
-def _score_one(
+def score_one(
     launches: Launches,
     given: tuple[Any, ...],
     scale: float,
-    parts: int,
-    each: int,
-    keys: int,
-    kept: tuple[Any, ...] = (None, None, None, None, 0),
+    count: int,
+    kept: tuple[Any, ...] = (None,) * 7,
+    topk: int = 0,
     **options: Any,
 ) -> None:
-    """Add `single.score_one` of `each` times `keys` keys a program; `kept` are thresholds, what it keeps and topk."""
+    """Add `single.score_one` over `count` keys of each of few queries; `given` as in `score`. With PART, `kept` and
+    topk are what `step.keep_part` takes: thresholds, and where to; else programs score as many keys as in `score`."""
     q, k, weights, *_ = given
     (B, T, HI, D), S = q.shape, k.shape[1]
-    _, _, warps, stages = SETTINGS[_setting(q)]
+    _, keys, warps, stages = SETTINGS[_setting(q)]
+    part = options.get("PART", 0)
+    keys = min(part or keys, keys, 64)
+    parts = triton.cdiv(count, part or keys)
+    each = part // keys if part else max(1, min(SPAN, B * T * parts // PROGRAMS))
+    parts = parts if part else triton.cdiv(parts, each)
     constants = {"D": D, "BD": pad(D), "HI": HI, "HEADS": pad(APART), "BLOCK_N": keys, "WIDE": INTERPRETED}
     constants |= {"num_warps": warps, "num_stages": stages, **early(q.device)}
-    constants |= {"COUNT": 0, "RUN": 0, "CAP": 0, "TILE": 0, "OWN": 0, "AHEAD": False}
+    constants |= {"COUNT": 0, "RUN": 0, "PART": 0, "LIMIT": 0, "TILE": 0, "AHEAD": False}
+    constants["OWN"] = max(1, min(OWN, part // (32 * warps)))
     launches.add(
-        single.score_one, (B * T * parts,), *given, *kept[:4], scale, T, S, wide(S), kept[4], parts, each,
-        *q.stride()[:3], *k.stride()[:2], *weights.stride(), **constants | options,
+        single.score_one, (B * T * parts,), *given, *kept, scale, T, S, wide(S), topk, parts, each, *q.stride()[:3],
+        *k.stride()[:2], *weights.stride(), **constants | options,
     )  # fmt: skip
 
 
@@ -232,14 +214,13 @@ def score(launches: Launches, given: tuple[Any, ...], scale: float, bounds: tupl
     (q, k, weights, *_), (start, stop, _, S) = given, bounds
     B, _, HI, D = q.shape
     most, keys, warps, stages = SETTINGS[_setting(q)]
-    keys = min(keys, 64) if one else keys
+    if one:
+        score_one(launches, given, scale, S)
+        return 0
     heads = 1 if HI <= APART else min(most, triton.next_power_of_2(HI))
-    tiles, parts = stop - start if one else triton.cdiv(stop - start, most // heads), triton.cdiv(S, keys)
+    tiles, parts = triton.cdiv(stop - start, most // heads), triton.cdiv(S, keys)
     each = max(1, min(SPAN, B * tiles * parts // PROGRAMS))
     parts = triton.cdiv(parts, each)
-    if one:
-        _score_one(launches, given, scale, parts, each, keys)
-        return 0
     launches.add(
         scoring.score, (B * tiles * parts,), *given, scale, *bounds, HI, tiles, parts, each, *q.stride()[:3],
         *k.stride()[:2], *weights.stride(), D=D, BD=pad(D), BLOCK_T=most // heads, BLOCK_H=heads, BLOCK_N=keys,

@@ -38,16 +38,12 @@ def _next(hist, least, wanted):
 
 
 @triton.jit
-def _both(a, x, b, y):
-    return a + b, x + y
-
-
-@triton.jit
 def _reached(x, a, b, c, d):
     """How many numbers, fewer than 32768, reach each of four."""
     one = (x >= a).to(tl.int32) + (x >= b).to(tl.int32) * 65536
     two = (x >= c).to(tl.int32) + (x >= d).to(tl.int32) * 65536
-    one, two = tl.reduce((one, two), 0, _both)
+    both = tl.sum(one.to(tl.int64) + (two.to(tl.int64) << 32), 0)
+    one, two = both.to(tl.int32), (both >> 32).to(tl.int32)
     return one & 65535, one >> 16, two & 65535, two >> 16
 
 
@@ -71,10 +67,10 @@ def _narrowed(low, high, reach, wanted, a, b, c, d, of_a, of_b, of_c, of_d, GAP:
 
 
 @triton.jit
-def _largest(x, n, low, wanted):
+def largest(x, n, low, wanted):
     """Of n numbers that reach `low` (one that is -2^31 is not there) the least of the `wanted` largest, or one below it
-    that no others reach, by fifths: a look at all numbers takes its time, however much is asked of them, and equal
-    bytes would meet in one counter of a histogram."""
+    that no others reach, and how many reach this; by fifths: a look at all numbers takes its time, however much is
+    asked of them, and equal bytes would meet in one counter of a histogram."""
     high = tl.max(x, 0)
     reach = n
     while (low < high) & (reach > wanted):
@@ -84,7 +80,7 @@ def _largest(x, n, low, wanted):
         b, c, d = a + fifth, a + 2 * fifth, a + 3 * fifth
         of_a, of_b, of_c, of_d = _reached(x, a, b, c, d)
         low, high, reach = _narrowed(low, high, reach, wanted, a, b, c, d, of_a, of_b, of_c, of_d, 1)
-    return low
+    return low, reach
 
 
 @triton.jit
@@ -115,18 +111,24 @@ def sampled(each, count, COUNT: tl.constexpr, RUN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["start", "stop", "T", "S", "topk"])
 def sample(
-    scores, first, position, low, start, stop, T, S, topk,
-    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, EARLY: tl.constexpr,
+    scores, first, position, low, tally, start, stop, T, S, topk,
+    COUNT: tl.constexpr, RUN: tl.constexpr, SLACK: tl.constexpr, APART: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """low [B, stop - start]: what a little more than topk of each query's scores reach (as `ordered`), as those tell
-    that are `sampled`; the lowest of all numbers where they are few."""
+    that are `sampled`; the lowest of all numbers where they are few. APART: scores [B, stop - start, COUNT] are these
+    alone. A tally [B, stop - start] for the next launch to count in begins with 0."""
     overlap(EARLY)
     pid = tl.program_id(0)
     b = tl.cast(pid // (stop - start), tl.int64)
     count = seen(first, position, b, start + pid % (stop - start), T, S)
     least = count * 0 + -2147483648
+    if tally is not None:
+        tl.store(tally + pid, tl.full([], 0, tl.int64))
     if count > 2 * COUNT:
-        x = tl.load(scores + tl.cast(pid, tl.int64) * wide(S) + sampled(tl.arange(0, COUNT), count, COUNT, RUN))
+        if APART:
+            x = tl.load(scores + pid * COUNT + tl.arange(0, COUNT))
+        else:
+            x = tl.load(scores + tl.cast(pid, tl.int64) * wide(S) + sampled(tl.arange(0, COUNT), count, COUNT, RUN))
         expected = topk.to(tl.float32) * COUNT / count
         wanted = tl.minimum(expected + SLACK * (0.125 * expected + 2.0 * tl.sqrt(expected) + 2.0), COUNT * 1.0)
         least = ordered(_about(tl.where(x == x, x, float("inf")), COUNT, wanted.to(tl.int32)))  # noqa: PLR0124
@@ -143,7 +145,7 @@ def lowest(low, row):
 
 
 @triton.jit
-def _sifted(scores, column, end, least):
+def sifted(scores, column, end, least):
     """Numbers of some columns (as `ordered`): 1 where one is above `least`, 65536 where it is the same."""
     there = column < end
     x = ordered(tl.load(scores + column, mask=there, other=0.0))
@@ -161,17 +163,17 @@ def gather_part(
     Of those that only just reach it the first topk are enough. Threads own OWN numbers side by side of a tile, so that
     one scan over threads says for all of these where they go; a tile has fewer than 65536.
     """
-    sifted = least > -2147483648  # else so few keys are seen that the choice is made of all
-    end = tl.where(sifted, end, 0)
+    looked = least > -2147483648  # else so few keys are seen that the choice is made of all
+    end = tl.where(looked, end, 0)
     kept = end * 0
     tied = end * 0
     above = end * 0
     for at in range(begin, end, TILE):
         column = at + tl.arange(0, TILE // OWN) * OWN
-        x, n = _sifted(scores, column, end, least)
+        x, n = sifted(scores, column, end, least)
         xs, ns, own = (x,), (n,), n
         for i in tl.static_range(1, OWN):
-            x, n = _sifted(scores, column + i, end, least)
+            x, n = sifted(scores, column + i, end, least)
             xs, ns, own = xs + (x,), ns + (n,), own + n  # type: ignore[assignment]
         upto = tl.cumsum(own, 0)
         total = tl.max(upto, 0)
@@ -186,7 +188,7 @@ def gather_part(
         kept += (total & 65535) + tl.minimum(total >> 16, room)
         tied += total >> 16
         above += total & 65535
-    tl.store(sizes, tl.where(sifted & (kept <= CAP), kept, -1))
+    tl.store(sizes, tl.where(looked & (kept <= CAP), kept, -1))
     tl.store(sizes + 1, above + tied)
     tl.store(sizes + 2, above)
 
@@ -226,7 +228,7 @@ def _store(x, column, there, least, wanted, taken, tied, found):
 
 
 @triton.jit
-def _slots(each, ends, CAP: tl.constexpr, BITS: tl.constexpr):
+def slots(each, ends, CAP: tl.constexpr, BITS: tl.constexpr):
     """Where the numbers that `collect` kept of all parts stand, counted through: ends [2^BITS] says how many there are
     up to each part's last, and parts leave room between them."""
     part = each * 0
@@ -244,12 +246,12 @@ def _entries(scores, values, places, ends, each, n, CAP: tl.constexpr, BITS: tl.
     if DIRECT:
         return ordered(tl.load(scores + each, mask=there, other=0.0)), each, there
     else:
-        at = _slots(each, ends, CAP, BITS)
+        at = slots(each, ends, CAP, BITS)
         return tl.load(values + at, mask=there, other=0), tl.load(places + at, mask=there, other=0), there
 
 
 @triton.jit
-def _pick(
+def pick(
     scores, values, places, ends, found, n, wanted,
     CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
@@ -264,11 +266,11 @@ def _pick(
             digit, alike = _digit(x, least, i)
             hist += tl.histogram(digit, 256, mask=there & alike)
         least, wanted = _next(hist, least, wanted)
-    _keep(scores, values, places, ends, found, n, least ^ -2147483648, wanted, CAP, BITS, TILE, DIRECT)
+    keep(scores, values, places, ends, found, n, least ^ -2147483648, wanted, CAP, BITS, TILE, DIRECT)
 
 
 @triton.jit
-def _keep(
+def keep(
     scores, values, places, ends, found, n, least, wanted,
     CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
@@ -283,11 +285,26 @@ def _keep(
 
 @triton.jit
 def _pick_once(values, places, ends, found, n, low, wanted, ONCE: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr):
-    """As `_pick`, of no more than ONCE numbers, which are read once and reach `low`."""
+    """As `pick`, of no more than ONCE numbers, which are read once and reach `low`."""
     x, column, there = _entries(values, values, places, ends, tl.arange(0, ONCE), n, CAP, BITS, False)
-    least = _largest(tl.where(there, x, -2147483648), n, low, wanted)
+    least, _ = largest(tl.where(there, x, -2147483648), n, low, wanted)
     above = tl.sum((there & (x > least)).to(tl.int32), 0)
     _store(x, column, there, least, wanted - above, n * 0, n * 0, found)
+
+
+@triton.jit
+def all_of(found, count, TILE: tl.constexpr):
+    for each in range(0, count, TILE):
+        column = each + tl.arange(0, TILE)
+        tl.store(found + column, column, mask=column < count)
+
+
+@triton.jit
+def rest(found, taken, topk, TILE: tl.constexpr):
+    """-1 behind what has been taken."""
+    for each in range(taken // TILE * TILE, topk, TILE):
+        column = each + tl.arange(0, TILE)
+        tl.store(found + column, tl.full([TILE], -1, tl.int32), mask=(column >= taken) & (column < topk))
 
 
 @triton.jit
@@ -328,18 +345,14 @@ def choose(
     ends = tl.cumsum(n, 0)
     taken = tl.minimum(count, topk)
     if count <= topk:
-        for each in range(0, count, TILE):
-            column = each + tl.arange(0, TILE)
-            tl.store(found + column, column, mask=column < count)
+        all_of(found, count, TILE)
     elif fits & (reach >= topk):
         if above < topk:
-            _keep(scores, values, places, ends, found, kept, least, topk - above, CAP, BITS, TILE, False)
+            keep(scores, values, places, ends, found, kept, least, topk - above, CAP, BITS, TILE, False)
         elif kept <= ONCE:
             _pick_once(values, places, ends, found, kept, least, taken, ONCE, CAP, BITS)
         else:
-            _pick(scores, values, places, ends, found, kept, taken, CAP, BITS, TILE, False)
+            pick(scores, values, places, ends, found, kept, taken, CAP, BITS, TILE, False)
     else:
-        _pick(scores, values, places, ends, found, count, taken, CAP, BITS, TILE, True)
-    for each in range(taken // TILE * TILE, topk, TILE):
-        column = each + tl.arange(0, TILE)
-        tl.store(found + column, tl.full([TILE], -1, tl.int32), mask=(column >= taken) & (column < topk))
+        pick(scores, values, places, ends, found, count, taken, CAP, BITS, TILE, True)
+    rest(found, taken, topk, TILE)

@@ -5,20 +5,23 @@ import triton.language as tl
 
 from evalsuite_kernels.sparse.forward import load_rows, standing
 from evalsuite_kernels.sparse.scores import wide
-from evalsuite_kernels.sparse.select import gather_part, lowest, sampled
+from evalsuite_kernels.sparse.select import sampled
+from evalsuite_kernels.sparse.step import keep_part
 
 
 @triton.jit(do_not_specialize=["T", "S", "width", "topk", "parts", "each"])
 def score_one(
-    q, k, w, first, position, scores, low, values, places, sizes, scale, T, S, width, topk, parts, each,
+    q, k, w, first, position, scores, low, values, places, sizes, dense, tally, found, scale, T, S, width, topk, parts,
+    each,
     sqb, sqt, sqh, skb, sks, swb, swt, swh,
     D: tl.constexpr, BD: tl.constexpr, HI: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr,
-    COUNT: tl.constexpr, RUN: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr, OWN: tl.constexpr,
-    WIDE: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    COUNT: tl.constexpr, RUN: tl.constexpr, PART: tl.constexpr, OWN: tl.constexpr, LIMIT: tl.constexpr,
+    TILE: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """As `scores.score` with BLOCK_H = 1, to the bit, of all T queries: for few, whose keys meet no more than HEADS
     heads at once. A program takes `each` times BLOCK_N positions; with COUNT, of those alone that `select.sample` looks
-    at. With TILE it then keeps of them what `select.collect` would; width as there.
+    at, and their scores [B, T, COUNT] stand side by side. With PART, which is each * BLOCK_N, it then keeps of them
+    what may be chosen, as `step.keep_part`; width as in `select.collect`.
 
     Where launches overlap, AHEAD lets those that sift score before the sample is through. What they read was there
     before the sample's program let them start, but a multiprocessor may have kept what stood there earlier: these loads
@@ -44,32 +47,29 @@ def score_one(
     for i in tl.static_range(1, HI):
         weights = weights + (tl.load(w + i * swh, cache_modifier=".cg").to(tl.float32),)  # type: ignore[assignment]
     mine = scores + row * wide(S)
-    column = tl.arange(0, BLOCK_N)
     looked_at = count
     if COUNT:
+        mine = scores + row * COUNT
         looked_at = tl.where(count > 2 * COUNT, COUNT, 0)
     for n in range(part * each, tl.minimum((part + 1) * each, tl.cdiv(looked_at, BLOCK_N))):
-        at = n * BLOCK_N + column
+        column = n * BLOCK_N + tl.arange(0, BLOCK_N)
         if COUNT:
-            here = at < COUNT
-            at = sampled(at, count, COUNT, RUN)
-            y = load_rows(k, b * skb + (begin + at) * sks, here, D, BD, WIDE, True)
+            here = column < COUNT
+            at = begin + sampled(column, count, COUNT, RUN)
+            y = load_rows(k, b * skb + at * sks, here, D, BD, WIDE, True)
         else:
-            here = at < wide(count)
-            y = load_rows(k, b * skb + (begin + at) * sks, begin + at < S, D, BD, WIDE, True)
+            here = column < wide(count)
+            y = load_rows(k, b * skb + (begin + column) * sks, begin + column < S, D, BD, WIDE, True)
         s = tl.maximum(tl.dot(y, tl.trans(x), input_precision="ieee"), 0.0, propagate_nan=tl.PropagateNan.ALL)
         total = tl.zeros([BLOCK_N], tl.float32)
         for i in tl.static_range(HI):
             alone = tl.sum(tl.where(head[None, :] == i, s, 0.0), 1)
             total = tl.fma(alone, tl.zeros([BLOCK_N], tl.float32) + weights[i], total)
-        tl.store(mine + at, total * scale, mask=here)
-    if TILE:
-        if EARLY and AHEAD:
-            tl.extra.cuda.gdc_wait()
+        tl.store(mine + column, total * scale, mask=here)
+    if PART:
         tl.debug_barrier()  # what all threads stored is there before it is read
-        start = part * each * BLOCK_N
-        gather_part(
-            scores + row * width, start, tl.minimum(start + each * BLOCK_N, count), lowest(low, row),
-            values + tl.cast(pid, tl.int64) * CAP, places + tl.cast(pid, tl.int64) * CAP, sizes + 3 * pid, topk,
-            CAP, TILE, OWN,
+        keep_part(
+            scores + row * width, part, parts, count, low + row, values + tl.cast(pid, tl.int64) * PART,
+            places + tl.cast(pid, tl.int64) * PART, sizes + pid, dense + row * LIMIT, tally + row, found + row * topk,
+            topk, PART, OWN, LIMIT, TILE, EARLY and AHEAD,
         )  # fmt: skip

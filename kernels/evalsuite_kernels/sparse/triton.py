@@ -78,16 +78,16 @@ def _new_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return o, torch.empty(B, HQ, T, dtype=torch.float32, device=q.device)
 
 
-def _shared(q: Tensor, k: Tensor, v: Tensor, entries: Tensor) -> tuple[int, int, int, tuple[int, ...], dict[str, Any]]:
-    """A token's lists, of key heads or finer; how many of them share a key head, and how many query heads share a list;
-    strides of q, k and v, and constants of the kernels."""
-    HQ, H, G, K, V = q.shape[2], k.shape[2], entries.shape[2], q.shape[-1], v.shape[-1]
+def shared(q: Tensor, k: Tensor, v: Tensor, G: int) -> tuple[int, int, int, tuple[int, ...], dict[str, Any]]:
+    """Of a token with G lists of entries: how many it has of key heads or finer; how many of them share a key head, and
+    how many query heads share a list; strides of q, k and v, and constants of the kernels."""
+    HQ, H, K, V = q.shape[2], k.shape[2], q.shape[-1], v.shape[-1]
     lists = max(G, H)
     constants = {"K": K, "V": V, "BK": pad(K), "BV": pad(V), "WIDE": INTERPRETED}
     return lists, lists // H, HQ // lists, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), constants
 
 
-def _tile(op: str, q: Tensor, v: Tensor, heads: int, block_size: int) -> tuple[int, dict[str, int]]:
+def tile(op: str, q: Tensor, v: Tensor, heads: int, block_size: int) -> tuple[int, dict[str, int]]:
     """For kernels by queries: programs for one list of `heads` query heads, and their tile."""
     most, keys, warps, stages = settings(op, q, max(q.shape[-1], v.shape[-1]))
     most = min(most, pad(heads))
@@ -124,9 +124,9 @@ def sparse_forward(
     if o.numel() == 0:
         return o, lse
     (B, T, HQ, _), S, (G, N) = q.shape, k.shape[1], entries.shape[2:]
-    lists, share, heads, strides, constants = _shared(q, k, v, entries)
+    lists, share, heads, strides, constants = shared(q, k, v, G)
     split = SPLIT if T <= DECODE and T < S else 0
-    tiles, options = _tile("few" if split else "forward", q, v, heads, block_size)
+    tiles, options = tile("few" if split else "forward", q, v, heads, block_size)
     splits = triton.cdiv(N * max(1, block_size), split) if split else 1
     parts: list[Tensor | None] = [None] * 3
     if split:
@@ -143,7 +143,7 @@ def sparse_forward(
     if split:
         launches.add(
             merge, (B * T * HQ,), *parts, None, None, o, lse, 0, T, splits * split, lists, heads, splits,
-            V=v.shape[-1], BV=constants["BV"], TILE=16, SPLIT=split, BLOCK_N=options["BLOCK_N"], PADDED=False,
+            V=v.shape[-1], BV=constants["BV"], TILE=32, SPLIT=split, BLOCK_N=options["BLOCK_N"], PADDED=False,
             WINDOWED=False, SUNK=False, num_warps=4, **chained,
         )  # fmt: skip
     launches.run((*_kind("forward", q, v, entries, first, heads, block_size), split), q.device)
@@ -177,11 +177,11 @@ def sparse_backward(  # noqa: PLR0913, PLR0917 - what the forward pass took and 
     if q.numel() == 0 or k.numel() == 0:
         return dq, dk, dv
     delta = torch.empty_like(lse)
-    lists, share, heads, strides, constants = _shared(q, k, v, entries)
+    lists, share, heads, strides, constants = shared(q, k, v, G)
     strides, sets = (*strides, *g.stride()[:3]), min(G, H)
     units, reader, bounds = readers(entries, first, position, S, H, block_size)
     launches = Launches()
-    tiles, options = _tile("queries", q, v, heads, block_size)
+    tiles, options = tile("queries", q, v, heads, block_size)
     launches.add(
         backward_queries, (B * T * lists * tiles,), q, k, v, entries, first, position, o, g, lse, dq, delta,
         scale * LOG2E, scale, T, S, HQ, heads, G, lists, share, N, tiles, *strides, **constants, **options,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalsuite_kernels import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels import block_attention, indexed_attention, lightning_index, sparse_attention
 from evalsuite_kernels.launches import Launches
 from evalsuite_kernels.sweep.common import Report, Row, attend, brief, milliseconds, poisoned
 from evalsuite_kernels.sweep.exact import errors, gradients, limit_of, name_of, replays, same
@@ -149,6 +149,25 @@ def unchanged(dtype: torch.dtype, impl: str, device: str, blocks: bool, T: int =
     return same(pairs)
 
 
+@torch.no_grad()
+def step(S: int, T: int, topk: int, dtype: torch.dtype, impl: str, device: str, whole: bool) -> list[Row]:
+    """Steps that make no list against fp64's attention over the list, and replays; with `whole` numbers many scores are
+    equal, those of the last sequence all."""
+    q, k, v = heads(3, T, S, dtype, device, (16, 2, D, D))
+    x = indexer(3, T, S, dtype, device, whole)
+    x[2][2] *= 0
+    run = partial(indexed_attention, topk=topk, impl=impl)
+    with poisoned():
+        got = run(q, k, v, *x)
+    chosen = lightning_index(*x, topk, impl=impl)
+    want = sparse_attention(q.double(), k.double(), v.double(), chosen, impl="chunked")
+    alone = [run(*[y[b : b + 1] for y in (q, k, v, *x)]) for b in range(3)]
+    found, limit = errors({"o": got}, {"o": want}), limit_of(dtype)
+    rows = same({f"sequence {b}": (y[0], got[b]) for b, y in enumerate(alone)})
+    exact = {"errors": found, "limit": limit, "passed": found["o"] <= limit and rows["equal"], "alone": rows}
+    return [exact, replays(lambda: [run(q, k, v, *x)], 1000)]
+
+
 def with_gradients(x: dict[str, Tensor], impl: str, blocks: bool) -> list[Tensor]:
     leaves = {n: x[n].detach().requires_grad_() for n in "qkv"}
     chosen, o = whole(x | leaves, impl, blocks)
@@ -166,6 +185,10 @@ def sparse(report: Report, impl: str, device: str, tiny: bool) -> bool:
     for T, topk in ((65, 16), (300, 300)) if tiny else ((65, 16), (1000, 1000), (4096, 256), (20000, 2048)):
         report.add(f"sparse choice T={T} topk={topk}", partial(choice, T, topk, dtype, impl, device))
     report.add("sparse everything", partial(everything, 65 if tiny else 1000, dtype, impl, device))
+    for S, T, topk in () if tiny else ((9000, 1, 2048), (20000, 3, 100), (131072, 1, 2048)):
+        for whole_numbers in (False, True):
+            about = f"sparse step S={S} T={T} topk={topk}{' of whole numbers' * whole_numbers}"
+            report.add(about, partial(step, S, T, topk, dtype, impl, device, whole_numbers))
     names = ("q", "k", "v", "iq", "ik", "w")
     for blocks in (False, True):
         kind = "blocks" if blocks else "tokens"
@@ -209,10 +232,11 @@ def _parts(B: int, T: int, S: int, hq: int, h: int) -> dict[str, Callable[[], An
     """The whole of it and its parts, beside our dense kernel."""
     q, k, v = heads(B, T, S, torch.bfloat16, "cuda", (hq, h, D, D))
     x = indexer(B, T, S, torch.bfloat16, "cuda")
-    chosen = lightning_index(*x, TOPK)
+    chosen, equal = lightning_index(*x, TOPK), torch.zeros_like(x[2])
     return {
         "dense": lambda: attend(q, k, v, "triton"),
-        "dsa": lambda: sparse_attention(q, k, v, lightning_index(*x, TOPK)),
+        "dsa": lambda: indexed_attention(q, k, v, *x, TOPK),
+        "dsa of equal scores": lambda: indexed_attention(q, k, v, *x[:2], equal, TOPK),
         "indexer": lambda: lightning_index(*x, TOPK),
         "attention": lambda: sparse_attention(q, k, v, chosen),
     }
@@ -234,13 +258,12 @@ def decoded(S: int, B: int, hq: int, h: int) -> list[Row]:
 
 
 @contextmanager
-def _launched(first: int, again: int) -> Iterator[None]:
-    """Within it a call of the index makes only its `first` launches, and the last of these `again` times more."""
+def _launched(first: int) -> Iterator[None]:
+    """Within it a call makes only its `first` launches."""
     whole = Launches.run
 
     def run(self: Launches, kind: tuple[Any, ...], device: torch.device) -> None:
         self.waiting = self.waiting[:first]
-        self.waiting += self.waiting[-1:] * again
         whole(self, (*kind, first), device)
 
     with patch.object(Launches, "run", run):
@@ -248,22 +271,19 @@ def _launched(first: int, again: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def by_launch(S: int) -> list[Row]:
-    """A step's index launch by launch: what the first ones take, and what the last of them takes when it comes again
-    at once, with its program in the multiprocessor's cache; `decoded` has the whole."""
-    sets = [indexer(1, 1, S, torch.bfloat16, "cuda") for _ in range(4)]
-    each: list[Callable[[], Any]] = [partial(lightning_index, *one, TOPK) for one in sets]
+def by_launch(S: int, hq: int, h: int) -> list[Row]:
+    """A step launch by launch: what the first ones take; `decoded` has the whole."""
+    sets = [(*heads(1, 1, S, torch.bfloat16, "cuda", (hq, h, D, D)), *indexer(1, 1, S, torch.bfloat16, "cuda"))
+            for _ in range(4)]  # fmt: skip
+    each: list[Callable[[], Any]] = [partial(indexed_attention, *one, TOPK) for one in sets]
     calls = each * 4
     names: list[str] = []
     with patch.object(Launches, "run", lambda self, *_: names.extend(k.fn.__name__ for k, *_ in self.waiting)):
         calls[0]()
     rows: list[Row] = []
     for first, name in enumerate(names, 1):
-        took = []
-        for again in (0, 8):
-            with _launched(first, again):
-                took.append(replayed(calls)["us"])
-        rows.append({"S": S, "launch": first, "impl": name, "us": took[0], "again_us": (took[1] - took[0]) / 8})
+        with _launched(first):
+            rows.append({"S": S, "HQ": hq, "H": h, "launch": first, "impl": name} | replayed(calls))
     return rows
 
 
@@ -306,7 +326,8 @@ def sparse_speed(report: Report) -> None:
     for hq, h in DECODE:
         for B in (1, 16):
             report.add(f"dsa decode S131072 B{B} HQ{hq} H{h}", partial(decoded, 131072, B, hq, h))
-    report.add("dsa index S131072 by launch", partial(by_launch, 131072))
+    for hq, h in DECODE:
+        report.add(f"dsa decode S131072 HQ{hq} H{h} by launch", partial(by_launch, 131072, hq, h))
     for hq, h in PREFILL:
         for T in LENGTHS:
             report.add(f"blocks T{T} HQ{hq} H{h}", partial(blocked, T, hq, h))
