@@ -23,7 +23,7 @@ from evalsuite.progress import Reporter, Silent
 from evalsuite.records import Completion, Sample, Score
 from evalsuite.revision import revision
 from evalsuite.store import FORMAT, Key, Row, Run, Store, folder_name, make_row, read
-from evalsuite.task import Executing, Sourced, Task, uses
+from evalsuite.task import Executing, Measured, Sourced, Task, uses
 
 SLICE = 256  # samples handed to the model at once
 SLICE_CHARACTERS = 8_000_000  # and no more text than this
@@ -137,6 +137,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "subtasks": list(task.subtasks()),
             "data": _data({key: path for key, path in selection.data.items() if uses(task, key)}, task),
             **({"tier": task.tier()} if isinstance(task, Executing) else {}),
+            **({"higher_is_better": task.higher_is_better()} if isinstance(task, Measured) else {}),
         }
         for name, task in selection.tasks.items()
     }

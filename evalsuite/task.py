@@ -114,6 +114,15 @@ class Sourced(Protocol):
         ...
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """A task whose details are metrics of another harness, named `METRIC,FILTER`."""
+
+    def higher_is_better(self) -> Mapping[str, Mapping[str, bool]]:
+        """Cell's task -> metric -> whether more of it is better, for the run's record; only where somebody knows."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """One answer with its score, as a run keeps it."""

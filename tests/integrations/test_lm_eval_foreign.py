@@ -43,6 +43,9 @@ def hundred(doc, results):
     near = 0.5 if len(results[0]) % 2 else 37.0
     return {"bleu": 100.0 if same else 0.0 if not results[0] else near, "right": float(same)}
 
+def errors(doc, results):
+    return {"right": float(results[0] == doc["answer"]), "wer": 0.25, "unlisted": 0.5}
+
 def part(doc, results):
     return {"4096": -1.0, "512": float(len(results[0]) % 2)}
 """
@@ -66,6 +69,9 @@ TASKS = {
     "metric_list: [{metric: bleu, aggregation: mean, higher_is_better: true},"
     " {metric: right, aggregation: mean, higher_is_better: true}]\n"
     "generation_kwargs: {until: [], max_tokens: 3, temperature: 0.7, num_beams: 1}\n",
+    "lower": "output_type: generate_until\ndoc_to_target: '{{answer}}'\nprocess_results: !function docs.errors\n"
+    "metric_list: [{metric: right, aggregation: mean, higher_is_better: true},"
+    " {metric: wer, aggregation: mean, higher_is_better: false}]\ngeneration_kwargs: {until: [], max_gen_toks: 3}\n",
     "greedy": "output_type: multiple_choice\ndoc_to_choice: ['fowa', 'lefe', 'teacher next']\n"
     "doc_to_target: '{{gold}}'\nmetric_list: [{metric: exact_match}, {metric: acc}]\n",
     "beams": "output_type: generate_until\ndoc_to_target: x\ngeneration_kwargs: {until: [], num_beams: 10}\n",
@@ -331,6 +337,46 @@ def test_a_task_of_two_groups_is_exported_twice(
     assert found["group_subtasks"] == {"some": ["gen", "some_mc"], "other": ["other_mc", "none"]}
     assert found["results"].keys() == {"some", "other", "some_mc", "other_mc", "gen", "none"}
     assert sum(len(file.read_text().splitlines()) for file in samples) == 2 * 2 + 2 * 2 + 2  # gen has two filters
+
+
+@pytest.mark.parametrize("name", ["mc", "gen", "lower", "ll"])
+def test_an_export_says_of_each_metric_what_lm_eval_says(
+    native: OwnModel, place: Path, tmp_path: Path, name: str
+) -> None:
+    """A word error rate marked as better when higher would crown the worst model."""
+    run = ran(native, place, tmp_path / "run", name, limit=2)
+    told = theirs(native, place, name)["higher_is_better"][name]
+    found = json.loads(export.write(run, tmp_path)[0].read_text())["higher_is_better"]
+    assert found == {name: {metric: told[metric] for metric in told if metric != "perplexity"}}
+    if name == "lower":
+        assert found == {"lower": {"right": True, "wer": False}}  # and of `unlisted` nobody knows
+    del run.meta["tasks"][f"lm_eval:{name}"]["higher_is_better"]  # as in a run of before
+    assert json.loads(export.write(run, tmp_path)[0].read_text())["higher_is_better"] == {name: {}}
+
+
+def test_lm_eval_reads_an_export_whose_metrics_are_partly_unknown(
+    native: OwnModel, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that disagree have no direction as a group, in lm_eval's own word for it."""
+    from lm_eval.utils import make_table
+
+    (place / "some.yaml").write_text("group: some\ntask: [lower, upper]\n")
+    upper = (place / "lower.yaml").read_text().replace("task: lower", "task: upper").replace("false", "true")
+    (place / "upper.yaml").write_text(upper)
+    build = TaskIndex.build
+    monkeypatch.setattr("lm_eval.tasks.manager.TaskIndex.build", lambda *_: build([place]))
+    chosen = plan.select(["lm_eval:some", "knowledge.cloze"], limit=2)
+    run = runner.run(native, plan.make(chosen, "terse"), tmp_path)
+    found = json.loads(export.write(run, tmp_path / "out")[0].read_text())
+    assert found["higher_is_better"] == {
+        "lower": {"right": True, "wer": False},
+        "upper": {"right": True, "wer": True},
+        "some": {"right": True, "wer": None},
+        "evalsuite_knowledge_cloze": {"score": True},
+    }
+    cells = [[cell.strip() for cell in line.split("|")] for line in make_table(found).splitlines()]
+    arrows = {metric: {row[6] for row in cells if row[5:6] == [metric]} for metric in ("wer", "score", "unlisted")}
+    assert arrows == {"wer": {"↓", "↑", ""}, "score": {"↑"}, "unlisted": {""}}
 
 
 def test_an_exported_run_of_ours_has_groups_errors_and_clear_refusals(native: OwnModel, tmp_path: Path) -> None:

@@ -70,16 +70,43 @@ def _family(task: str) -> str:
     return task.partition(".")[0]
 
 
+def _directions(run: Run, by_task: Mapping[str, list[Row]], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Task or group -> metric -> whether more of it is better, as far as the run's record knows; None where the parts
+    of a group disagree, which is lm_eval's word for it. More of our own score is better by its definition."""
+    found: dict[str, dict[str, Any]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for task, rows in by_task.items():
+        family = _family(task)
+        told = run.meta["tasks"].get(family, {}).get("higher_is_better", {}).get(task, {})
+        metrics = {metric for row in _metrics(rows) for values in row.values() for metric in values}
+        found[names[task]] = {"score": True} if not _measured(rows) else {m: told[m] for m in told if m in metrics}
+        groups.setdefault(family, []).append(found[names[task]])
+    for family, parts in groups.items():
+        if len(parts) > 1:
+            merged: dict[str, Any] = {}
+            for metric, better in (pair for part in parts for pair in part.items()):
+                merged[metric] = better if merged.get(metric, better) is better else None
+            found[names[family]] = merged
+    return found
+
+
+def _measured(rows: Sequence[Row]) -> bool:
+    """Whether lm_eval's own metrics are among the details."""
+    return any(map(_own, rows))
+
+
+def _own(row: Row) -> Metrics:
+    found: Metrics = {}
+    for key, value in row.get("detail", {}).items():
+        metric, comma, chain = key.rpartition(",")
+        if comma and str(row["task"]).startswith("lm_eval:"):
+            found.setdefault(chain, {})[metric] = float(value)
+    return found
+
+
 def _metrics(rows: Sequence[Row]) -> list[Metrics]:
     """Each row's metrics by filter. Where a row lacks those of its task, it could not be asked: 0."""
-    found: list[Metrics] = []
-    for row in rows:
-        own: Metrics = {}
-        for key, value in row.get("detail", {}).items():
-            metric, comma, chain = key.rpartition(",")
-            if comma and str(row["task"]).startswith("lm_eval:"):
-                own.setdefault(chain, {})[metric] = float(value)
-        found.append(own)
+    found = [_own(row) for row in rows]
     whole = max(found, key=len)
     if not whole:
         return [{"none": {"score": float(row["score"])}} for row in rows]
@@ -143,7 +170,7 @@ def _results(
         "configs": {name: {"task": name, "metadata": about} for name, about in told.items()},
         "versions": {name: about.get("version") for name, about in told.items()},
         "n-shot": shots,
-        "higher_is_better": {name: {_metric(key): True for key in _keys(about)} for name, about in scores.items()},
+        "higher_is_better": _directions(run, by_task, names),
         "n-samples": {names[task]: {"original": len(r), "effective": len(r)} for task, r in by_task.items()},
         "config": {
             "model": "evalsuite",
@@ -213,10 +240,6 @@ def _group(name: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _keys(scores: Mapping[str, Any]) -> list[str]:
     return [key for key in scores if "," in key and not key.rpartition(",")[0].endswith("_stderr")]
-
-
-def _metric(key: str) -> str:
-    return key.rpartition(",")[0]
 
 
 def _hash(text: str) -> str:

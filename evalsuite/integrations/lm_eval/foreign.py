@@ -120,6 +120,11 @@ class Foreign:
         }
         return Score(sample.id, value, completion.text.strip(), detail)
 
+    def higher_is_better(self) -> dict[str, dict[str, bool]]:
+        """Leaf task -> metric -> what lm_eval says of it; metrics that it names nowhere are left out."""
+        told = {name: dict(part.task.higher_is_better()) for name, part in self._leaves.items()}
+        return {name: {str(k): v for k, v in each.items() if isinstance(v, bool)} for name, each in told.items()}
+
     def _load(self, request: Request) -> dict[str, Part]:
         """Cell's task -> leaf task; loaded once for the same settings."""
         key = _key(request)
