@@ -14,6 +14,7 @@ from typing import Any
 
 from evalsuite.errors import UserError
 from evalsuite.integrations.lm_eval.folder import name_of
+from evalsuite.integrations.lm_eval.parts import NOT_ASKED
 from evalsuite.store import Row, Run
 
 Metrics = dict[str, dict[str, float]]  # filter -> metric -> value
@@ -218,6 +219,9 @@ def _aggregate(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         for chain, values in metrics.items():
             for metric, value in values.items():
                 columns.setdefault((metric, chain), []).append(value)
+    for (metric, _), column in columns.items():
+        if metric.isdigit():  # a length of ruler, whose other lengths say -1 and are in no mean
+            column[:] = [value for value in column if value != NOT_ASKED] or [NOT_ASKED]
     for (metric, chain), column in columns.items():
         found[f"{metric},{chain}"] = fmean(column)
         found[f"{metric}_stderr,{chain}"] = stdev(column) / math.sqrt(len(column)) if len(column) > 1 else "N/A"

@@ -1,9 +1,10 @@
 """Tasks of lm_eval as ours: `--tasks lm_eval:arc_easy`, `lm_eval:mmlu`, `lm_eval:path/to/task.yaml`.
 
 Prompts, few-shot examples, filters and scores are lm_eval's own, as its command line makes them for the task alone with
-its default seeds; `--seed N` is its own. The score is the first filter's first metric that is a share, of which more is
-better; others are details. What depends on more than our answers hold, such as whether greedy decoding writes a choice,
-is left out.
+its default seeds; `--seed N` is its own. Where a task sizes its own texts (ruler, babilong), each of `--lengths` is
+asked for by itself and is a cell, so that no sample depends on what else was asked. The score is the first filter's
+first metric that is a share, of which more is better; others are details. What depends on more than our answers hold,
+such as whether greedy decoding writes a choice, is left out.
 """
 
 import ast
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.errors import UserError, unknown
-from evalsuite.integrations.lm_eval.parts import Part, first, generation, reason, unaskable
+from evalsuite.integrations.lm_eval.parts import Part, first, generation, unaskable
+from evalsuite.integrations.lm_eval.sizes import LENGTHS, Sizes
 from evalsuite.records import Completion, Facet, Sample, Score
 from evalsuite.task import Cell, Count, Request
 
 SEEDS = (0, 1234, 1234, 1234)  # random, numpy, torch, few-shot: the defaults of lm_eval's command line
 NONE = -1  # of num_fewshot: the task's own
+Leaf = tuple[str, int]  # a cell's task, and the length in tokens that it sizes its texts to; 0: none
 FILES = (".yaml", ".yml")
 
 
@@ -35,9 +38,9 @@ class Foreign:
         self.licence = "the task's own; see lm_eval"
         self.version, self.needs = 0, ""
         self.source = f"lm_eval {_version()}, task {Path(name).name if _is_file(name) else name}"
-        self._parts: dict[tuple[Any, ...], dict[str, Part]] = {}
+        self._parts: dict[tuple[Any, ...], dict[Leaf, Part]] = {}
         self._lack: dict[tuple[Any, ...], dict[str, str]] = {}
-        self._leaves: dict[str, Part] = {}  # of the request that is asked
+        self._leaves: dict[Leaf, Part] = {}  # of the request that is asked
 
     def subtasks(self) -> tuple[str, ...]:
         """None by name: a group is asked as a whole."""
@@ -48,23 +51,26 @@ class Foreign:
         return {"num_fewshot": (NONE,), "tokenizer": ("",)}
 
     def cells(self, request: Request) -> Sequence[Cell]:
-        """One cell a leaf task and number of examples."""
-        parts = self._load(request)
-        return [
-            Cell(task, {"shots": part.shots} if part.shots else {}, self._chance(part)) for task, part in parts.items()
-        ]
+        """One cell a leaf task, length and number of examples."""
+        found = []
+        for (task, length), part in self._load(request).items():
+            facets = {"length": length, "shots": part.shots}
+            found.append(Cell(task, {name: value for name, value in facets.items() if value}, self._chance(part)))
+        return found
 
     def missing(self, request: Request) -> Mapping[str, str]:
-        """Leaf tasks that cannot be asked here, each with the reason."""
+        """Leaf tasks that cannot be asked here, each with the reason; and settings that its texts do not heed."""
         self._load(request)
-        return self._lack[_key(request)]
+        terse = {f"{self.name} with wording {request.wording}": "its texts are lm_eval's, and are asked as they are"}
+        return self._lack[_key(request)] | (terse if request.wording != "natural" else {})
 
     def sample(self, cell: Cell, index: int, request: Request, count: Count) -> Sample:
         """Document `index` of the task, as lm_eval asks it. Raises IndexError where it has no more."""
-        part = self._leaves[cell.task]
+        length = int(cell.facets.get("length", 0))
+        part = self._leaves[cell.task, length]
         first, *more = part.asked(index)
         identity = "/".join([cell.task, *(f"{k}={v}" for k, v in cell.facets.items()), str(index)])
-        meta = {"index": index, "kind": part.task.OUTPUT_TYPE}
+        meta = {"index": index, "kind": part.task.OUTPUT_TYPE, "length": length}
         target = part.task.doc_to_target(part.docs[index])
         accepted = tuple(map(str, target)) if isinstance(target, list) else (str(target),)
         context = first.args[0]
@@ -95,7 +101,7 @@ class Foreign:
     def score(self, sample: Sample, completion: Completion) -> Score:
         """lm_eval's own score. What a `loglikelihood` task asks is whether the model writes the target, and that is
         what it was let do."""
-        part, index = self._leaves[sample.task], sample.meta["index"]
+        part, index = self._leaves[sample.task, sample.meta["length"]], sample.meta["index"]
         if sample.meta["kind"] == "multiple_choice":
             values = completion.choice_logprobs
             if not values:  # what was written is read as a choice, where a server ranks none
@@ -122,11 +128,11 @@ class Foreign:
 
     def higher_is_better(self) -> dict[str, dict[str, bool]]:
         """Leaf task -> metric -> what lm_eval says of it; metrics that it names nowhere are left out."""
-        told = {name: dict(part.task.higher_is_better()) for name, part in self._leaves.items()}
+        told = {name: dict(part.task.higher_is_better()) for (name, _), part in self._leaves.items()}
         return {name: {str(k): v for k, v in each.items() if isinstance(v, bool)} for name, each in told.items()}
 
-    def _load(self, request: Request) -> dict[str, Part]:
-        """Cell's task -> leaf task; loaded once for the same settings."""
+    def _load(self, request: Request) -> dict[Leaf, Part]:
+        """Cell's task and length -> leaf task; loaded once for the same settings."""
         key = _key(request)
         if key not in self._parts:
             for knob, values in request.knobs.items():
@@ -134,47 +140,45 @@ class Foreign:
                     told = ",".join(map(str, values))
                     raise UserError(f"--set {self.name}.{knob}={told}: it takes one value; give each its own --out")
             self._parts[key] = {}
-            found, failed = self._tasks(request)
-            alone = len(found) + len(failed) == 1
-            self._lack[key] = {self.name if alone else self._leaf(leaf): reason for leaf, reason in failed.items()}
-            for leaf, task in found.items():
-                name = self.name if alone else self._leaf(leaf)
+            sizes = self._sizes(request)
+            names = {leaf: self._leaf(leaf) for leaf, _ in [*sizes.found, *sizes.failed]}
+            if len(names) == 1:
+                names = dict.fromkeys(names, self.name)
+            lack = {_at(names[leaf], length): reason for (leaf, length), reason in sizes.failed.items()}
+            lack |= {f"{self.name} {what}": reason for what, reason in sizes.unheeded().items()}
+            for (leaf, length), task in sizes.found.items():
+                name = names[leaf]
                 part, told = _part(task, request)
-                if lack := unaskable(part):
-                    self._lack[key][name] = lack
+                if reason := unaskable(part):
+                    lack[_at(name, length)] = reason
                 else:
-                    self._lack[key] |= {f"{name} with examples": told} if told else {}
-                    self._parts[key][name] = part
-                    self._leaves[name] = part
+                    lack |= {f"{name} with examples": told} if told else {}
+                    self._parts[key][name, length] = self._leaves[name, length] = part
+            self._lack[key] = lack
         return self._parts[key]
 
     def _leaf(self, leaf: str) -> str:
         return f"{self.name}.{re.sub(r'[^0-9A-Za-z_]+', '_', leaf)}"
 
-    def _tasks(self, request: Request) -> tuple[dict[str, Any], dict[str, str]]:
-        """Leaf tasks by name, and why others could not be made: of a group, the rest are asked all the same."""
+    def _sizes(self, request: Request) -> Sizes:
+        """Leaf tasks, and why others could not be made: of a group, the rest are asked all the same."""
         from lm_eval.tasks import TaskManager
 
-        metadata: dict[str, Any] = {"max_seq_lengths": list(request.lengths)} if request.lengths else {}
-        if spec := next(iter(request.knobs.get("tokenizer", ())), ""):
-            metadata |= {"tokenizer": spec, "pretrained": spec}
+        spec = next(iter(request.knobs.get("tokenizer", ())), "")
+        metadata: dict[str, Any] = {"tokenizer": spec, "pretrained": spec} if spec else {}
+        metadata |= {LENGTHS: []} if request.lengths else {}
         if self.asked.endswith(FILES) and not _is_file(self.asked):
             raise UserError(f"--tasks lm_eval:{self.asked}: there is no such file")
-        with _seeded(_seeds(request.seed)):
-            manager = TaskManager(include_defaults=not _is_file(self.asked), metadata=metadata)
-            if not _is_file(self.asked) and self.asked not in manager.all_tasks:
-                raise unknown("lm_eval task", self.asked, manager.all_tasks)
-            found: dict[str, Any] = {}
-            failed: dict[str, str] = {}
-            for spec in _members(manager, self.asked):
-                try:
-                    found |= manager.load([spec])["tasks"]
-                except Exception as error:  # of any library that a data set is read with
-                    failed[spec] = reason(error)
-            # those that failed count too: once their data are there, the same command goes on
-            versions = [task.VERSION for task in found.values()] + [_stated(manager, spec) for spec in failed]
-            self.version = sum(map(_number, versions))
-            return found, failed
+        manager = TaskManager(include_defaults=not _is_file(self.asked), metadata=metadata)
+        if not _is_file(self.asked) and self.asked not in manager.all_tasks:
+            raise unknown("lm_eval task", self.asked, manager.all_tasks)
+        seeds = _seeds(request.seed)
+        sizes = Sizes(manager, metadata, request.lengths)
+        for member in _members(manager, self.asked):
+            sizes.load(member, lambda: _seeded(seeds))
+        # those that failed count too: once their data are there, the same command goes on
+        self.version = sum(map(_number, sizes.versions.values())) + len(sizes.sized)
+        return sizes
 
     def _chance(self, part: Part) -> float:
         if part.task.OUTPUT_TYPE != "multiple_choice":
@@ -223,10 +227,8 @@ def _version() -> str:
         raise UserError("lm_eval is not installed; pip install 'evalsuite[lm-eval]'") from error
 
 
-def _stated(manager: Any, name: str) -> object:
-    """The version in a task's file; None where it has none."""
-    entry = manager.task_index.get(name)
-    return (((entry and entry.cfg) or {}).get("metadata") or {}).get("version")
+def _at(name: str, length: int) -> str:
+    return f"{name} (length={length})" if length else name
 
 
 def _seeds(seed: int) -> tuple[int, int, int, int]:
