@@ -12,6 +12,7 @@ from lm_eval.api.model import LM, CacheHook, TemplateLM, hash_args
 from lm_eval.models.api_models import LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER, TemplateAPI
 
 from evalsuite.errors import UserError
+from evalsuite.integrations.lm_eval.watching import chat_tokens
 from evalsuite.models.base import Speed
 from evalsuite.records import Completion, Sample
 
@@ -209,10 +210,8 @@ class Backend:
         if self.tokenizer is bytes:
             return text.encode()
         if self.tokenizer is not None:
-            if special and self.chat == "server" and getattr(self.tokenizer, "chat_template", None):
-                turns = [{"role": "user", "content": text}]
-                made = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
-                return made["input_ids"] if isinstance(made, Mapping) else made
+            if special and self.chat == "server":
+                return chat_tokens(self.tokenizer, text)
             return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return self.lm.tok_encode(text) if special else self.lm.tok_encode(text, add_special_tokens=False)
 

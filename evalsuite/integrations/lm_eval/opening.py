@@ -10,7 +10,7 @@ from typing import Any
 
 from evalsuite.errors import UserError, unknown
 from evalsuite.integrations.lm_eval import NAME
-from evalsuite.integrations.lm_eval.watching import watch
+from evalsuite.integrations.lm_eval.watching import UNCHECKED, hold, watch
 from evalsuite.models.base import Model
 from evalsuite.plan import WORDINGS
 
@@ -66,6 +66,8 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
 
     chat = "server" if server else "template" if ours.get("chat") else ""
     identity = _identity(kind, given, lm, counter) | ({"chat": chat} if chat else {})
+    if server:
+        identity["tokens"] = hold(lm, counter) if hasattr(lm, "amodel_call") else UNCHECKED
     if chat == "template":
         identity["template"] = hashlib.sha256(_template(kind, lm).encode()).hexdigest()
     size = max(1, int(ours.get("slice") or (64 if kind in WHOLE else _batch(given))))
