@@ -12,7 +12,8 @@ from evalsuite.models.base import Model
 from evalsuite.plan import Gap, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.ranks import World, deal, digest
-from evalsuite.store import Run, Store, folder_name
+from evalsuite.runner import Sink
+from evalsuite.store import Key, Row, Run, Store, folder_name
 
 GROUP = "evalsuite.executors"
 
@@ -86,12 +87,33 @@ def _run(model: Model, made: Plan, order: Order, reporter: Reporter, world: Worl
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """Where a rank that holds a part of a model leaves its answers: nowhere, because rank 0 has the same ones. What is
+    stored already it does not ask either, so that all parts are always asked the same."""
+
+    folder: Path
+    done: Mapping[Key, str]
+
+    def append(self, row: Row) -> None:
+        """Nothing."""
+
+    def append_timing(self, timing: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 def _lead(model: Model, made: Plan, order: Order, reporter: Reporter, world: World) -> Run:
-    """Deal the plan to all ranks, ask the first share, and finish the folder when the others are done."""
+    """Deal the plan to all ranks, ask the first share, and finish the folder when the others are done. Ranks that hold
+    one model together are each asked everything."""
     folder = Path(order.out) / folder_name(model.name)
     with Store.open(folder, runner.describe(model, made), must_exist=order.must_exist) as store:
-        dealt = deal(made.items, world.size, lambda task, name: (task, name) in store.done)
-        told = {"sitting": store.sitting, "plan": digest(made.items), "dealt": dealt}
+        told = {"sitting": store.sitting, "plan": digest(made.items)}
+        if _together(model, world):
+            dealt = [list(range(len(made.items)))] * world.size
+            told["done"] = [[*key, prompt] for key, prompt in store.done.items()]
+        else:
+            dealt = deal(made.items, world.size, lambda task, name: (task, name) in store.done)
+        told["dealt"] = dealt
         world.tell(f"start-{folder.name}", told)
         try:
             gaps = _ask(model, made, dealt[0], store, reporter, world)
@@ -112,14 +134,26 @@ def _follow(model: Model, made: Plan, order: Order, world: World) -> None:
     told = world.hear(f"start-{folder.name}", 0)
     if told["plan"] != digest(made.items):
         raise UserError(f"rank {world.rank} would ask other questions than rank 0; install one version everywhere")
-    described = runner.describe(model, made)
-    with Store.join(folder, described, world.rank, told["sitting"]) as store:
-        gaps = _ask(model, made, told["dealt"][world.rank], store, Silent(), world)
+    places = told["dealt"][world.rank]
+    if _together(model, world):
+        done = {(task, name): prompt for task, name, prompt in told["done"]}
+        gaps = _ask(model, made, places, Shadow(folder, done), Silent(), world)
+    else:
+        with Store.join(folder, runner.describe(model, made), world.rank, told["sitting"]) as store:
+            gaps = _ask(model, made, places, store, Silent(), world)
     said = {"gaps": [asdict(gap) for gap in gaps], "ran": dict(runner.ran(model))}
     world.tell(f"end-{folder.name}-{world.rank}", said)
 
 
-def _ask(model: Model, made: Plan, places: Sequence[int], store: Store, reporter: Reporter, world: World) -> list[Gap]:
+def _together(model: Model, world: World) -> bool:
+    """Whether all ranks hold one model. Raises UserError where only some of them would."""
+    ranks: int = getattr(model, "together", 1)
+    if ranks not in (1, world.size):
+        raise UserError(f"{model.name} is spread over {ranks} ranks of {world.size}; start as many as hold one model")
+    return ranks > 1
+
+
+def _ask(model: Model, made: Plan, places: Sequence[int], store: Sink, reporter: Reporter, world: World) -> list[Gap]:
     """Ask the items at some places; what was missing there."""
     part = made.part(places)
     called = f"{model.name}, rank {world.rank} of {world.size}"

@@ -330,8 +330,10 @@ def listing(what: str, *, as_json: bool) -> None:
 
 def split_models(specs: Sequence[str]) -> list[str]:
     """`full,hf:pretrained=x,dtype=y` -> ["full", "hf:pretrained=x,dtype=y"]: `key=value` goes with what is before."""
+    from evalsuite.models import pieces
+
     found: list[str] = []
-    for part in (piece.strip() for spec in specs for piece in spec.split(",") if piece.strip()):
+    for part in (piece for spec in specs for piece in pieces(spec)):
         name, equals, _ = part.partition("=")
         if found and equals and ":" not in name and ":" in found[-1]:
             found[-1] += f",{part}"

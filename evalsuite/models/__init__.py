@@ -46,6 +46,18 @@ def describe() -> list[dict[str, object]]:
     return [asdict(listed) for listed in names() if listed.name in PRESETS]
 
 
+def pieces(text: str) -> list[str]:
+    """`a=1,b={"x": 0, "y": 1}` -> [`a=1`, `b={"x": 0, "y": 1}`]: commas within brackets part nothing."""
+    found, depth = [""], 0
+    for letter in text:
+        depth += (letter in "{[") - (letter in "}]" and depth > 0)
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [piece.strip() for piece in found if piece.strip()]
+
+
 def shipped(preset: str) -> bool:
     """Whether a preset has a trained checkpoint in the package."""
     return (ZOO / preset / "config.json").is_file()

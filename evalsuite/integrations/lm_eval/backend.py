@@ -55,10 +55,12 @@ class Backend:
         chat: str = "",
         size: int = 16,
         swapped: Any = None,
+        ranks: tuple[int, str] = (1, ""),
     ) -> None:
         assert chat in ("", "template", "server")
         self.name, self.context, self.wording, self.speed = name, context, wording, Speed()
         self.lm, self.tokenizer, self.chat, self.size, self.swapped = lm, tokenizer, chat, size, swapped
+        self.together, self.share = ranks  # ranks that hold one model, and in words what this one holds
         self._identity = dict(identity)
         self.kept = Kept()
         lm.set_cache_hook(self.kept)
@@ -72,10 +74,11 @@ class Backend:
         return {"lm_eval": version("lm_eval")}
 
     def ran(self) -> Mapping[str, list[str]]:
-        """Operators of ours that computed something, where they were swapped in."""
-        if self.swapped is None:
-            return {}
-        return {operator: ["evalsuite"] for _, operator in sorted(self.swapped.calls)}
+        """Operators of ours that computed something, where they were swapped in; and ranks that held one model."""
+        found = {} if self.swapped is None else {operator: ["evalsuite"] for _, operator in sorted(self.swapped.calls)}
+        if self.together > 1:
+            found["tensor parallel"] = [self.share]
+        return found
 
     def count(self, text: str) -> int:
         """Tokens of a prompt as the backend sends it, those of a chat template included."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.errors import UserError, unknown
-from evalsuite.integrations.lm_eval import NAME
+from evalsuite.integrations.lm_eval import NAME, placing
 from evalsuite.integrations.lm_eval.watching import UNCHECKED, hold, watch
+from evalsuite.models import pieces
 from evalsuite.models.base import Model
 from evalsuite.plan import WORDINGS
 
@@ -19,7 +20,7 @@ WHOLE = ("vllm", "sglang")  # they batch on their own whatever they are given at
 OURS = ("name", "wording", "slice", "chat")  # arguments that lm_eval does not get
 SAME = {  # arguments that change no answer, or that no record may hold
     "device", "batch_size", "max_batch_size", "num_concurrent", "max_retries", "timeout", "verify_certificate",
-    "ca_cert_path", "auth_token", "header", "api_key", "token", "gpu_memory_utilization",
+    "ca_cert_path", "auth_token", "header", "api_key", "token", "gpu_memory_utilization", "tp_plan", *placing.SPREAD,
 }  # fmt: skip
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 ABOUT = ("config.json", "generation_config.json", "adapter_config.json", "*.py")  # what else decides answers
@@ -36,19 +37,19 @@ def names() -> frozenset[str]:
 
 
 def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: str = "auto") -> Model:
-    """The model `kind` of lm_eval with its own `key=value,...`, and these of ours: name, wording (natural or terse),
-    slice (samples asked at once), chat=true (prompts through the tokenizer's chat template).
+    """The model `kind` of lm_eval with its own `key=value,...`, a value in brackets as JSON, and these of ours: name,
+    wording (natural or terse), slice (samples asked at once), chat=true (prompts through the tokenizer's template).
 
     The context is `max_length` where it is given, else what the model says of itself. Raises UserError, one line, where
     neither is known, for a lacking package, and for whatever else lm_eval cannot open.
     """
-    from lm_eval.utils import simple_parse_args_string
-
-    given: dict[str, Any] = simple_parse_args_string(arguments)
+    given = _parsed(kind, arguments)
     ours = {key: given.pop(key) for key in OURS if key in given}
     if kernels not in ("auto", "evalsuite") or (kernels == "evalsuite" and kind not in HF):
         raise UserError(f"--kernels {kernels} is not for {kind!r}: hf alone takes --kernels evalsuite; leave it out")
     _check(kind, ours, given)
+    if kind in HF:
+        placing.check(kind, given, device)
     named = str(given.get("pretrained", ""))
     if named.startswith(("/", ".", "~")) and not Path(named).expanduser().exists():
         raise UserError(f"{kind}: there is no {named}")
@@ -81,7 +82,27 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
         chat=chat,
         size=size,
         swapped=swapped,
+        ranks=placing.together(kind, given, lm),
     )
+
+
+def _parsed(kind: str, arguments: str) -> dict[str, Any]:
+    """lm_eval's own reading of `key=value,...`, and of a value in brackets as JSON."""
+    from lm_eval.utils import simple_parse_args_string
+
+    found: dict[str, Any] = {}
+    for piece in pieces(arguments):
+        name, _, value = (side.strip() for side in piece.partition("="))
+        if value[:1] not in ("{", "["):
+            found |= simple_parse_args_string(piece)
+            continue
+        try:
+            found[name] = json.loads(value)
+        except ValueError as error:
+            raise UserError(
+                f"""{kind}: {name}={value} is no JSON ({error}); write {name}='{{"KEY": "VALUE"}}'"""
+            ) from error
+    return found
 
 
 def _check(kind: str, ours: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -125,7 +146,10 @@ def _opened(kind: str, given: Mapping[str, Any], device: str) -> Any:
     if kind in WHOLE and "batch_size" not in given:
         more["batch_size"] = "auto"
     try:
-        return get_model(kind).create_from_arg_obj(dict(given), more)
+        backend = get_model(kind)
+        if kind in HF:
+            backend, given = placing.placed(backend, given)
+        return backend.create_from_arg_obj(dict(given), more)
     except ImportError as error:
         reason = f"{kind} needs a package that is not installed: {_line(error)}"
         raise UserError(f"{reason}; pip install 'lm-eval[{_extra(kind)}]'") from error
@@ -171,7 +195,8 @@ def _identity(kind: str, given: Mapping[str, Any], lm: Any, counter: Any) -> dic
     found: dict[str, Any] = {"backend": kind, "args": {k: _plain(v) for k, v in arguments.items()}}
     for key in ("pretrained", "peft", "delta", "model"):
         if isinstance(spec := given.get(key), str):
-            found |= {key: _weights(Path(spec).expanduser()) or spec}
+            place = Path(spec).expanduser() / (str(given.get("subfolder", "")) if key == "pretrained" else "")
+            found |= {key: _weights(place) or spec}
     module = getattr(lm, "_model", None)
     if (dtype := getattr(module, "dtype", None)) is not None:
         found["dtype"] = str(dtype).removeprefix("torch.")
