@@ -107,7 +107,7 @@ def _lead(model: Model, made: Plan, order: Order, reporter: Reporter, world: Wor
     one model together are each asked everything."""
     folder = Path(order.out) / folder_name(model.name)
     with Store.open(folder, runner.describe(model, made), must_exist=order.must_exist) as store:
-        told = {"sitting": store.sitting, "plan": digest(made.items)}
+        told: dict[str, Any] = {"sitting": store.sitting, "plan": digest(made.items)}
         if _together(model, world):
             dealt = [list(range(len(made.items)))] * world.size
             told["done"] = [[*key, prompt] for key, prompt in store.done.items()]

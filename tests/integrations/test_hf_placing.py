@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,10 +133,11 @@ def test_a_device_map_of_its_own_choice_keeps_to_the_memory_it_is_given(place: P
     [
         ("max_memory={}", {}, 1, None),
         ('max_memory={"cpu": "1GB"}', {"device": "auto"}, 1, "max_memory is for device_map; add device_map=auto"),
+        ("device_map=auto,max_memory=9GB", {"device": "auto"}, 1, "max_memory=9GB is for no device"),
         ("offload_folder=x", {"device": "auto"}, 1, "offload_folder is for device_map"),
         ("device_map=auto", {"device": "cpu"}, 1, "device_map says where the model goes; leave --device cpu out"),
         ("device_map=auto", {"device": "auto"}, 2, "device_map in each of 2 ranks"),
-        ("device_map=auto,parallelize=true", {"device": "auto"}, 1, "give one of parallelize, device_map"),
+        ("device_map=auto,parallelize=true", {"device": "auto"}, 1, "lm_eval's word for device_map=auto"),
         ("max_cpu_memory=1GB", {}, 1, "max_cpu_memory is for parallelize=true"),
         ("device_map={model: cpu}", {"device": "auto"}, 1, r"device_map=\{model: cpu\} is no JSON"),
         ('device_map={"model": "cpu"', {"device": "auto"}, 1, "is no JSON"),
@@ -144,7 +147,7 @@ def test_a_device_map_of_its_own_choice_keeps_to_the_memory_it_is_given(place: P
             1,
             "tp_plan=auto splits a model over ranks, and this is one process; start it by torchrun",
         ),
-        ("tp_plan=auto,device_map=auto", {"device": "auto"}, 2, "device_map places whole ones; give one"),
+        ("tp_plan=auto,device_map=auto", {"device": "auto"}, 2, "and device_map places whole ones; give one"),
         ("batch_size=auto", {}, 2, "batch_size=auto has ranks wait"),
         ('quantization_config={"quant_method": "nonesuch"}', {}, 1, "quantization_config=.* is none of transformers'"),
     ],
@@ -297,6 +300,33 @@ def test_two_ranks_hold_one_model_and_are_one_run(place: Path, tmp_path: Path, k
         assert "num_key_value_heads (2) to be divisible by WORLD_SIZE (3)" in lost.stderr
 
 
+def test_a_rank_that_dies_ends_the_run_and_nothing_is_lost(place: Path, tmp_path: Path) -> None:
+    """The other waits in a collective for a part that never comes."""
+    base = f"hf:pretrained={place / 'parts'},dtype=float32,wording=terse,slice=2"
+    words = ["--tasks", "multihop.graph", "--lengths", "256", "--limit", "40", "--out", str(tmp_path / "out")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evalsuite", "run"]
+    started = subprocess.Popen(
+        [sys.executable, *launch, "--model", f"{base},tp_plan=auto", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log, end = tmp_path / "out" / "hf-parts" / "samples-0.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 6):
+        assert started.poll() is None, started.communicate()[1][-2000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (rank,) = (tmp_path / "out").glob(".ranks-*/rank-1")
+    os.kill(json.loads(rank.read_text())["process"], signal.SIGKILL)
+    said = started.communicate(timeout=100)[1]
+    assert started.returncode != 0, said[-2000:]
+    before = len(store.read(log.parent).rows)
+    assert 6 <= before < 120
+    verbs.run(verbs.Asked([base], ["multihop.graph"], lengths="256", limit=40, out=str(tmp_path / "out")))
+    run = store.read(log.parent)  # the same weights in one process: it is one run
+    assert run.finished
+    assert len(run.rows) == 120
+    assert not any(row["error"] for row in run.rows)
+
+
 HEADS = """
 import sys, torch
 from pathlib import Path
@@ -330,3 +360,10 @@ def test_the_kernels_take_the_heads_of_a_rank_in_every_architecture(tmp_path: Pa
     assert all(float(error) < 1e-4 and calls == "True" for _, error, calls, _ in lines), lines
     sharded = {name for name, _, _, local in lines if int(local)}
     assert sharded >= {"llama", "qwen3", "qwen3_next", "qwen3_5_text", "minimax", "olmo_hybrid", "deepseek_v32"}
+
+
+def test_a_plan_takes_the_gpus_whatever_device_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="tp_plan=auto takes the GPUs that there are; leave --device cpu out"):
+        opened(place / "whole", "tp_plan=auto")

@@ -23,33 +23,45 @@ def check(kind: str, given: Mapping[str, Any], device: str) -> None:
     if ranks > 1 and str(given.get("batch_size", "")).startswith("auto"):
         raise UserError(f"{kind}: batch_size=auto has ranks wait for each other in every batch; give batch_size=N")
     if "tp_plan" in given:
-        if spread:
-            raise UserError(
-                f"{kind}: tp_plan splits every layer over the ranks, {spread[0]} places whole ones; give one"
-            )
-        if ranks < 2:
-            raise UserError(
-                f"{kind}: tp_plan={given['tp_plan']} splits a model over ranks, and this is one process; start it by "
-                "torchrun --nproc-per-node N -m evalsuite run ..."
-            )
+        _check_plan(f"{kind}: tp_plan={given['tp_plan']}", spread, device, ranks)
         return
-    placed = [name for name in spread if name in WHERE]
-    if placed and ranks > 1:
-        raise UserError(f"{kind}: {placed[0]} in each of {ranks} ranks would place {ranks} models on the same devices; "
-                        "leave torchrun out, or give tp_plan=auto")  # fmt: skip
-    if placed and given.get("parallelize"):
-        raise UserError(
-            f"{kind}: parallelize is lm_eval's word for device_map=auto; give one of parallelize, {placed[0]}"
-        )
-    if placed and "device_map" not in given:
-        raise UserError(f"{kind}: {placed[0]} is for device_map; add device_map=auto")
-    if placed and device != "auto":
-        raise UserError(f"{kind}: device_map says where the model goes; leave --device {device} out")
+    if where := [name for name in spread if name in WHERE]:
+        _check_where(kind, given, device, where[0])
     for name in LM_EVALS:
         if given.get(name) and not given.get("parallelize"):
             raise UserError(f"{kind}: {name} is for parallelize=true; with device_map it is max_memory={{...}}")
     if given.get("parallelize"):
         _expect_gpus(kind)
+
+
+def _check_plan(plan: str, spread: list[str], device: str, ranks: int) -> None:
+    import torch
+
+    if spread:
+        raise UserError(f"{plan} splits every layer over the ranks, and {spread[0]} places whole ones; give one")
+    if ranks < 2:
+        raise UserError(
+            f"{plan} splits a model over ranks, and this is one process; start it by "
+            "torchrun --nproc-per-node N -m evalsuite run ..."
+        )
+    if device == "cpu" and torch.cuda.is_available():
+        raise UserError(f"{plan} takes the GPUs that there are; leave --device cpu out, or hide them from the command")
+
+
+def _check_where(kind: str, given: Mapping[str, Any], device: str, first: str) -> None:
+    if "device_map" not in given:
+        raise UserError(f"{kind}: {first} is for device_map; add device_map=auto")
+    if given.get("parallelize"):
+        raise UserError(f"{kind}: parallelize is lm_eval's word for device_map=auto; give one of the two")
+    if (ranks := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise UserError(
+            f"{kind}: device_map in each of {ranks} ranks would place {ranks} models on the same devices; leave "
+            "torchrun out, or give tp_plan=auto"
+        )
+    if device != "auto":
+        raise UserError(f"{kind}: device_map says where the model goes; leave --device {device} out")
+    if not isinstance(room := given.get("max_memory", {}), dict):
+        raise UserError(f"""{kind}: max_memory={room} is for no device; write max_memory='{{"0": "20GiB"}}'""")
 
 
 def _expect_gpus(kind: str) -> None:
@@ -70,14 +82,15 @@ def placed(hf: type[Any], given: Mapping[str, Any]) -> tuple[type[Any], dict[str
         where["max_memory"] = {int(k) if k.isdecimal() else k: v for k, v in where["max_memory"].items()}
     quantised = _quantised(given[QUANTISED]) if QUANTISED in given else None
 
-    class Placed(hf):  # type: ignore[misc]
+    class Placed(hf):
         def _get_accelerate_args(self, *args: Any, **options: Any) -> dict[str, Any]:
             return dict(where) if where else dict(super()._get_accelerate_args(*args, **options))
 
         def _create_model(self, *args: Any, quantization_config: Any = None, **options: Any) -> None:
             if quantised is not None and quantization_config is not None:
                 raise UserError("the checkpoint is quantised already, and stays so; leave quantization_config out")
-            auto, self.AUTO_MODEL_CLASS = self.AUTO_MODEL_CLASS, Whole(self.AUTO_MODEL_CLASS)
+            auto: Any = self.AUTO_MODEL_CLASS
+            self.AUTO_MODEL_CLASS: Any = Whole(auto)
             try:
                 with warnings.catch_warnings():  # of the checkpoint's own, which lm_eval hands on: None would be none
                     warnings.filterwarnings("ignore", "You passed `quantization_config`")
@@ -115,7 +128,7 @@ class Whole:
 
 def _quantised(config: Any) -> Any:
     """transformers' own object for the dictionary."""
-    from transformers.quantizers import AutoQuantizationConfig
+    from transformers.quantizers.auto import AutoQuantizationConfig
 
     try:
         return AutoQuantizationConfig.from_dict(dict(config))
