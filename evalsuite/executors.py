@@ -13,7 +13,7 @@ from evalsuite.plan import Gap, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.ranks import World, deal, digest
 from evalsuite.runner import Sink
-from evalsuite.store import Key, Row, Run, Store, folder_name
+from evalsuite.store import Key, Row, Run, Store, agree, folder_name
 
 GROUP = "evalsuite.executors"
 
@@ -134,12 +134,13 @@ def _follow(model: Model, made: Plan, order: Order, world: World) -> None:
     told = world.hear(f"start-{folder.name}", 0)
     if told["plan"] != digest(made.items):
         raise UserError(f"rank {world.rank} would ask other questions than rank 0; install one version everywhere")
-    places = told["dealt"][world.rank]
+    places, described = told["dealt"][world.rank], runner.describe(model, made)
     if _together(model, world):
+        agree(folder, described, world.rank)
         done = {(task, name): prompt for task, name, prompt in told["done"]}
         gaps = _ask(model, made, places, Shadow(folder, done), Silent(), world)
     else:
-        with Store.join(folder, runner.describe(model, made), world.rank, told["sitting"]) as store:
+        with Store.join(folder, described, world.rank, told["sitting"]) as store:
             gaps = _ask(model, made, places, store, Silent(), world)
     said = {"gaps": [asdict(gap) for gap in gaps], "ran": dict(runner.ran(model))}
     world.tell(f"end-{folder.name}-{world.rank}", said)

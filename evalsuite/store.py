@@ -98,6 +98,16 @@ def natural(row: Row) -> tuple[Any, ...]:
     return (row["task"], [(int(p), "") if i % 2 else (-1, p) for i, p in enumerate(parts)], row["id"])
 
 
+def agree(folder: Path, meta: Mapping[str, Any], rank: int) -> None:
+    """Raise UserError where `meta`, a rank's, is not of the same model and tasks as that of rank 0's run."""
+    found = changes(read_meta(folder), json.loads(json.dumps(meta)))
+    if found:
+        raise UserError(
+            f"rank {rank} is not like rank 0, which opened {folder}; give all ranks one model, data and version. "
+            f"It differs in {'; '.join(found)}"
+        )
+
+
 @dataclass(slots=True)
 class Store:
     """Writes a run's folder, alone or as a rank. Use as a context manager; `done` maps what is stored to its prompt's
@@ -140,12 +150,7 @@ class Store:
         rank's log, and where it cannot be written.
         """
         path = Path(folder)
-        found = changes(read_meta(path), json.loads(json.dumps(meta)))
-        if found:
-            raise UserError(
-                f"rank {rank} is not like rank 0, which opened {path}; give all ranks one model, data and version. "
-                f"It differs in {'; '.join(found)}"
-            )
+        agree(path, meta, rank)
         store = cls(path, rank, sitting)
         with store._opening():
             store._open_logs()

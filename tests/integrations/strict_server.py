@@ -77,7 +77,8 @@ class Handler(BaseHTTPRequestHandler):
             tokens = tokens[-server.cuts :]
         text = server.says(prompt)
         choice = {"index": 0, "finish_reason": server.finish}
-        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        told = text if isinstance(text, dict) else {"content": text}
+        choice |= {"message": {"role": "assistant", **told}} if chat else {"text": text}
         if body.get("echo") and server.logprobs:
             told = [*tokens, " end"] if server.lists_end else tokens
             values = [None, *(-server.surprise(token, tokens[:i]) for i, token in enumerate(told[1:], 1))]

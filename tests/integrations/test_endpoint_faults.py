@@ -110,6 +110,17 @@ def test_a_server_that_asks_to_wait_is_left_alone_by_all(server: Strict, dated: 
     assert len(moments) == 13
 
 
+def test_a_request_that_waits_for_its_turn_keeps_quiet_too(server: Strict) -> None:
+    """With a rate, the next ones have their moments already when the server asks to be left alone."""
+    model = opened(server, concurrency=8, rate=10)
+    server.arm(status(429, "slowly", Retry_After=1))
+    assert not any(completion.error for completion in model.answer(samples(8)))
+    moments = [moment for moment, _, _ in server.asked]
+    assert len(moments) == 9
+    assert moments[1] - moments[0] >= 0.95
+    assert all(b - a >= 0.08 for a, b in itertools.pairwise(moments[1:]))
+
+
 def test_a_wait_longer_than_the_patience_ends_the_run_at_once(server: Strict) -> None:
     model = opened(server)
     server.arm(status(429, "quota", Retry_After=3600))
@@ -166,6 +177,54 @@ def test_a_refusal_of_one_prompt_is_that_samples_error(server: Strict, code: int
     assert (first.finish, first.text) == ("error", "")
     assert said in first.error
     assert second.finish == "stop"
+
+
+@pytest.mark.parametrize(
+    "error", [{"message": "the prompt is too long"}, {"message": "no", "code": 422}, "prompt exceeds maximum context"]
+)
+def test_a_refusal_with_a_status_of_success_is_not_asked_again(server: Strict, error: object) -> None:
+    """It would be refused until patience ends, and so would the same command's next try."""
+    model = opened(server, concurrency=1)
+    server.arm(lambda handler: handler.reply(200, {"error": error}))
+    if isinstance(error, dict) and "code" in error:
+        with pytest.raises(UserError, match=r"refused with HTTP 200: no$"):
+            list(model.answer(samples(1)))
+    else:
+        first, second = model.answer(samples(2))
+        assert first.error.startswith("the server refused the prompt: ")
+        assert second.error == ""
+    assert server.prompts.count("say this: w0") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ({"content": None, "reasoning_content": "w0, I think"}, "the server gave no text, but reasoning_content"),
+        ({"content": None, "refusal": "I cannot"}, "the server gave no text, but refusal"),
+        ({"content": [{"type": "text", "text": "w0"}]}, "the server gave a list instead of a text"),
+        ({"content": ""}, ""),
+    ],
+)
+def test_what_is_no_text_is_no_answer(server: Strict, said: dict[str, object], error: str) -> None:
+    """A list would be scored as the words that Python prints it in, and nothing as an empty answer."""
+    model = opened(server, chat="true")
+    server.says = lambda prompt: said
+    (found,) = model.answer(samples(1))
+    assert (found.text, found.error) == ("", error)
+
+
+def test_an_echo_shows_a_cut_prompt_without_a_tokenizer(server: Strict) -> None:
+    """The choices of a question whose beginning the server dropped were ranked after another question."""
+    model = opened(server, concurrency=1)
+    assert model.identity()["tokens"] == "as the server tells them, unchecked"
+    assert model.identity()["choices"] == "log probabilities"
+    server.cuts = 20
+    short = Sample("t/short", "t", "is it so", ("yes",), choices=(" yes", " no"))
+    long = Sample("t/long", "t", "word " * 40 + "is it so", ("yes",), choices=(" yes", " no"))
+    found = {completion.sample_id: completion.error for completion in model.answer([short, long])}
+    assert found["t/short"] == ""
+    assert found["t/long"].startswith("the server sent ")
+    assert "of a prompt's 208 characters back" in found["t/long"]
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -327,6 +327,22 @@ def test_a_rank_that_dies_ends_the_run_and_nothing_is_lost(place: Path, tmp_path
     assert not any(row["error"] for row in run.rows)
 
 
+def test_ranks_with_parts_of_two_models_are_no_model(place: Path, tmp_path: Path) -> None:
+    """As where two machines have other files under one path."""
+    for rank in (0, 1):
+        shutil.copytree(place / "whole", tmp_path / str(rank) / "model")
+    file = tmp_path / "1" / "model" / "model.safetensors"
+    save_file({name: weight * 1.01 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    start = "import os, runpy\nos.chdir(os.environ['RANK'])\nrunpy.run_module('evalsuite', run_name='__main__')\n"
+    (tmp_path / "start.py").write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{start}")
+    spec = "hf:pretrained=./model,dtype=float32,wording=terse,tp_plan=auto"
+    words = ["run", "--model", spec, "--tasks", "knowledge", "--limit", "1", "--out", str(tmp_path / "out")]
+    done = torchrun(2, str(tmp_path / "start.py"), *words)
+    assert done.returncode != 0
+    assert "rank 1 is not like rank 0" in done.stderr
+    assert "model.pretrained" in done.stderr
+
+
 HEADS = """
 import sys, torch
 from pathlib import Path

@@ -1,6 +1,5 @@
 """A model behind an OpenAI-compatible server."""
 
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -15,21 +14,17 @@ from evalsuite.integrations.endpoint import choices as choosing
 from evalsuite.integrations.endpoint.arguments import Arguments
 from evalsuite.integrations.endpoint.choices import Echo
 from evalsuite.integrations.endpoint.counting import Counter
-from evalsuite.integrations.endpoint.wire import AwayError, Json, RefusedError, Server
+from evalsuite.integrations.endpoint.wire import OWN, AwayError, Json, RefusedError, Server
 from evalsuite.models.base import Speed
 from evalsuite.records import Completion, Sample
 
 OPENING = 10.0  # seconds of patience with a server that has not answered yet: its address may be wrong
+SHORT = 16  # characters that may be missing from an echo
 STOPS = 4  # stop strings that every server takes
 PROBE = "Zoë counted 31,415 apples:\n\tdef f(x): return x**2  # naïve café, 東京"
 ENDS = ("eos", "eos_token", "end_turn", "stop_sequence")  # other words for "stop"
 CONTEXTS = ("max_model_len", "context_length", "context_window")  # as servers call it
 SAYS = ("id", "owned_by", "root", "parent", *CONTEXTS)  # of the listed model; the rest changes with every request
-OWN = re.compile(  # a refusal of this prompt, which the next may not meet: too long, or held back by a filter
-    r"context.?(length|window|size)|maximum (context|sequence|model|input)|max_model_len|too long|too many tokens|"
-    r"content.?(filter|policy|management)|safety (system|filter)",
-    re.IGNORECASE,
-)
 
 
 class CutError(Exception):
@@ -179,6 +174,9 @@ class Endpoint:
         found = choosing.echo(answer, text)
         if found is None:
             raise CutError("the server gave no log probabilities of the prompt, as it did when the run began")
+        given = sum(map(len, found.tokens))
+        if given < len(text) - max(SHORT, len(text) // 50):  # a tokenizer may drop some blanks
+            raise CutError(f"the server sent {given} of a prompt's {len(text)} characters back: it cut the others off")
         return found, tokens
 
     async def _ask(
@@ -273,12 +271,17 @@ async def _says(server: Server, client: httpx2.AsyncClient, model: str) -> Json:
 def _said(answer: Json) -> tuple[str, str]:
     """Text and finish of an answer. Raises CutError where the server held the text back."""
     choice = answer["choices"][0]
-    text = choice.get("text") if "text" in choice else (choice.get("message") or {}).get("content")
+    message = choice.get("message") or {}
+    text = choice.get("text") if "text" in choice else message.get("content")
     finish = choice.get("finish_reason") or "stop"
     finish = "stop" if finish in ENDS else finish
     if finish not in ("stop", "length"):
         raise CutError(f"the server ended its answer for another reason than its end: {finish}")
-    return str(text or ""), finish
+    if not isinstance(text, str):  # it was thinking, refused, called a tool or answers in parts
+        kind = "no text" if text is None else f"a {type(text).__name__} instead of a text"
+        others = ", ".join(sorted(name for name, value in message.items() if value and name not in ("role", "content")))
+        raise CutError(f"the server gave {kind}" + (f", but {others}" if others else ""))
+    return text, finish
 
 
 def _cancel(asked: Sequence[Future[Completion]]) -> None:

@@ -1,6 +1,7 @@
 """One request to a server, tried again where trying again may help."""
 
 import random
+import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -14,6 +15,11 @@ from evalsuite.integrations.endpoint.arguments import Arguments
 
 FIRST, LONGEST = 0.5, 30.0  # seconds before the second try, and before any: each at random up to twice the one before
 PASSING = (408, 409, 425, 429)  # statuses that pass, beside 500 and above
+OWN = re.compile(  # a refusal of this prompt, which the next may not meet: too long, or held back by a filter
+    r"context.?(length|window|size)|maximum (context|sequence|model|input)|max_model_len|too long|too many tokens|"
+    r"content.?(filter|policy|management)|safety (system|filter)",
+    re.IGNORECASE,
+)
 Json = Mapping[str, Any]
 
 
@@ -47,19 +53,23 @@ class Pace:
 
     def __init__(self, rate: float) -> None:
         self.gap = 1 / rate if rate else 0.0
-        self.next = 0.0  # monotonic seconds before which no request starts
+        self.next = self.quiet = 0.0  # monotonic seconds before which no request starts; `quiet` as the server asked
 
     async def turn(self) -> None:
-        """Wait for the next free moment."""
-        now = time.monotonic()
-        start = max(now, self.next)
-        self.next = start + self.gap
-        if start > now:
-            await anyio.sleep(start - now)
+        """Wait for the next free moment; again, where the server has asked for quiet meanwhile."""
+        while True:
+            now = time.monotonic()
+            start = max(now, self.next)
+            self.next = start + self.gap
+            if start > now:
+                await anyio.sleep(start - now)
+            if time.monotonic() >= self.quiet:
+                return
 
     def pause(self, seconds: float) -> None:
         """Start no request for a while."""
-        self.next = max(self.next, time.monotonic() + seconds)
+        self.quiet = max(self.quiet, time.monotonic() + seconds)
+        self.next = max(self.next, self.quiet)
 
 
 class Server:
@@ -132,7 +142,10 @@ class Server:
         except ValueError:
             found = None
         if not isinstance(found, dict) or found.get("error"):
-            raise AgainError(f"HTTP 200 with {self.plain(_said(response)) or 'no JSON object'}")
+            said = self.plain(_said(response)) or "no JSON object"
+            if _final(found, said):
+                raise RefusedError(f"{self.url}{path} refused with HTTP 200: {said}", response.status_code, said)
+            raise AgainError(f"HTTP 200 with {said}")
         return found
 
     def plain(self, text: str) -> str:
@@ -154,6 +167,14 @@ def _said(response: httpx2.Response) -> str:
     if isinstance(found, dict):
         return f"{found.get('message', '')} {found.get('code') or ''}".strip() or str(found)
     return str(found)
+
+
+def _final(found: Any, said: str) -> bool:
+    """Whether an error that came with HTTP 200 will come again: its own code or its words say so."""
+    error = found.get("error") if isinstance(found, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    refused = isinstance(code, int) and 400 <= code < 500 and code not in PASSING
+    return refused or (error is not None and OWN.search(said) is not None)
 
 
 def _after(headers: Mapping[str, str]) -> float:
