@@ -24,7 +24,7 @@ from evalsuite import plan, runner
 from evalsuite.errors import UserError
 from evalsuite.executors import Order, Outcome
 from evalsuite.integrations.ray_worker import Worker
-from evalsuite.meta import changes, typed
+from evalsuite.meta import changes, differences, typed
 from evalsuite.models import GROUP
 from evalsuite.models.presets import PRESETS
 from evalsuite.plan import Gap, Plan
@@ -71,6 +71,7 @@ class _Job:
     made: Plan
     context: int
     done: Any  # what was stored when it began, in Ray's object store
+    versions: Mapping[str, str]  # of what computes, on the first worker
     left: int = 0  # shards
     gaps: list[Gap] = field(default_factory=list)
 
@@ -321,6 +322,7 @@ class _Driver:
         job, order = self.jobs.get(shard.spec), self.order
         if job is not None:
             found = changes(job.store.meta, about["meta"])
+            found += differences(job.versions, _versions(about))
             found += [] if about["plan"] == digest(job.made.items) else ["its plan: install one version everywhere"]
             if found:
                 raise UserError(f"the worker on {hand.where} is not like the others: it differs in {'; '.join(found)}")
@@ -331,7 +333,7 @@ class _Driver:
         folder = Path(order.out) / folder_name(about["name"])
         store = self.stack.enter_context(Store.open(folder, about["meta"], must_exist=order.must_exist))
         made = plan.make(plan.select(**order.asked), about["wording"])
-        job = _Job(store, made, about["context"], self.ray.put(dict(store.done)))
+        job = _Job(store, made, about["context"], self.ray.put(dict(store.done)), _versions(about))
         if about["plan"] != digest(made.items):
             raise UserError(f"the worker on {hand.where} has another plan; install one version everywhere")
         self.jobs[shard.spec] = job
@@ -352,6 +354,12 @@ class _Driver:
 
     def _room(self) -> dict[str, float]:
         return {name: value for name, value in self.ray.cluster_resources().items() if name in ("CPU", "GPU")}
+
+
+def _versions(about: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of what computes a worker's answers; Python's own computes none."""
+    told = about["meta"]["requests"][0]["versions"]
+    return {f"version of {name}": value for name, value in told.items() if name != "python"}
 
 
 def _line(error: BaseException | None) -> str:

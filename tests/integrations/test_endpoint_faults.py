@@ -196,6 +196,15 @@ def test_a_refusal_with_a_status_of_success_is_not_asked_again(server: Strict, e
     assert server.prompts.count("say this: w0") == 1
 
 
+def test_a_prompt_that_is_given_no_choices_does_not_end_the_run(server: Strict) -> None:
+    """It would end there again, whenever the same command goes on."""
+    model = opened(server, concurrency=1)
+    server.arm(lambda handler: handler.reply(200, {"choices": [], "model": server.calls_itself}))
+    first, second = model.answer(samples(2))
+    assert first.error.startswith("the server gave no choices")
+    assert second.error == ""
+
+
 @pytest.mark.parametrize(
     ("said", "error"),
     [

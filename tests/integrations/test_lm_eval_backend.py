@@ -429,7 +429,9 @@ def test_a_chat_server_that_cuts_prompts_is_found_out(
     short = [Sample(f"s{i}", "t", f"edge a {i}", (), max_new_tokens=5) for i in range(3)]
     model = models.load(chat(server, place, several), device="cpu")
     assert model.identity()["tokens"] == "checked"
-    assert len(list(model.answer(short))) == 3
+    assert model.count("edge a") == server.reads("edge a")  # its template takes room too
+    found = list(model.answer(short))
+    assert {c.sample_id: c.prompt_tokens for c in found} == {s.id: server.reads(s.prompt) for s in short}
     cut = Sample("cut", "t", f"edge {'z z ' * 40} and {'edge ' * 99}", (), max_new_tokens=5)
     with pytest.raises(UserError, match=r"the server read \d+ of \d+ tokens that it was sent: it cuts"):
         list(model.answer([*short, cut]))

@@ -249,6 +249,8 @@ def test_workers_are_given_whole_paths(tmp_path: Path, monkeypatch: pytest.Monke
         "hf:pretrained=./mine,dtype=float32,tokenizer=words": f"hf:pretrained={tmp_path}/mine,dtype=float32,"
         f"tokenizer={tmp_path}/words",
         "hf:pretrained=owner/model": "hf:pretrained=owner/model",
+        'hf:pretrained=./mine,device_map={"a": "cpu", "b": 0}': f"hf:pretrained={tmp_path}/mine,"
+        'device_map={"a": "cpu", "b": 0}',
         "openai:base_url=http://127.0.0.1:1/v1,model=mine": "openai:base_url=http://127.0.0.1:1/v1,model=mine",
     }
     order = ray_executor._absolute(Order([*specs], asked, "", "runs"))
@@ -289,6 +291,8 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[An
         (lambda about: about["meta"]["identity"].update(weights="others"), 'model.weights: "none" -> "others"'),
         (lambda about: about["meta"]["tasks"]["knowledge"].update(version=99), "knowledge.version"),
         (lambda about: about.update(plan="otherwise"), "its plan: install one version everywhere"),
+        (lambda about: about["meta"]["requests"][0]["versions"].update(torch="1.0"), '-> "1.0"'),
+        (lambda about: about["meta"]["requests"][0]["versions"].update(vllm="9"), 'version of vllm: null -> "9"'),
     ],
 )
 def test_a_worker_that_is_not_like_the_first_is_refused(
@@ -298,7 +302,9 @@ def test_a_worker_that_is_not_like_the_first_is_refused(
     first, worker = driver
     shard = ray_executor._Shard("scribe", "loading")
     first._meet(ray_executor._Hand(None, 0, None, "here"), shard, copy.deepcopy(worker.about))
-    first._meet(ray_executor._Hand(None, 1, None, "there"), shard, copy.deepcopy(worker.about))
+    like = copy.deepcopy(worker.about)
+    like["meta"]["requests"][0]["versions"]["python"] = "3.11.99"  # computes nothing
+    first._meet(ray_executor._Hand(None, 1, None, "there"), shard, like)
     other = copy.deepcopy(worker.about)
     change(other)
     with pytest.raises(UserError, match="the worker on elsewhere is not like the others") as caught:

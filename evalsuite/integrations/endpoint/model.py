@@ -191,6 +191,8 @@ class Endpoint:
         request = {"model": self.given.model, **asked, self.limit: room, **body}
         answer = await self.server.ask(client, path, request, patience=OPENING if opening else None)
         given = answer.get("choices")
+        if given == [] and not opening:
+            raise CutError("the server gave no choices, as some do for a prompt that a filter holds back")
         if not isinstance(given, list) or not given or not isinstance(given[0], dict):
             raise UserError(f"{self.server.url}{path} answers without `choices`: it is no OpenAI-compatible server")
         now = str(answer.get("model") or "")

@@ -56,11 +56,13 @@ class Backend:
         size: int = 16,
         swapped: Any = None,
         ranks: tuple[int, str] = (1, ""),
+        beside: int = 0,
     ) -> None:
         assert chat in ("", "template", "server")
         self.name, self.context, self.wording, self.speed = name, context, wording, Speed()
         self.lm, self.tokenizer, self.chat, self.size, self.swapped = lm, tokenizer, chat, size, swapped
         self.together, self.share = ranks  # ranks that hold one model, and in words what this one holds
+        self.beside = beside  # tokens that a chat server counts beside ours: its template's
         self._identity = dict(identity)
         self.kept = Kept()
         lm.set_cache_hook(self.kept)
@@ -82,7 +84,7 @@ class Backend:
 
     def count(self, text: str) -> int:
         """Tokens of a prompt as the backend sends it, those of a chat template included."""
-        return len(self._tokens(self._prompt(text, "")))
+        return len(self._tokens(self._prompt(text, ""))) + self.beside
 
     def cost(self, length: int) -> Mapping[str, int]:
         """Unknown."""
@@ -221,7 +223,7 @@ class Backend:
     def _fits(self, sample: Sample) -> tuple[int, str]:
         """Tokens of the prompt, and why the sample cannot be asked."""
         text = self._prompt(sample.prompt, sample.answer_prefix)
-        tokens = len(self._tokens(text))
+        tokens = len(self._tokens(text)) + self.beside
         pairs = bool(sample.choices) and isinstance(self.lm, TemplateLM) and self.tokenizer is None
         if not tokens and not (pairs and not text):
             return 0, "the prompt has no tokens"

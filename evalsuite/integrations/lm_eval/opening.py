@@ -67,8 +67,9 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
 
     chat = "server" if server else "template" if ours.get("chat") else ""
     identity = _identity(kind, given, lm, counter) | ({"chat": chat} if chat else {})
+    beside = 0
     if server:
-        identity["tokens"] = hold(lm, counter) if hasattr(lm, "amodel_call") else UNCHECKED
+        identity["tokens"], beside = hold(lm, counter) if hasattr(lm, "amodel_call") else (UNCHECKED, 0)
     if chat == "template":
         identity["template"] = hashlib.sha256(_template(kind, lm).encode()).hexdigest()
     size = max(1, int(ours.get("slice") or (64 if kind in WHOLE else _batch(given))))
@@ -83,6 +84,7 @@ def open_backend(kind: str, arguments: str, *, device: str = "auto", kernels: st
         size=size,
         swapped=swapped,
         ranks=placing.together(kind, given, lm),
+        beside=beside,
     )
 
 

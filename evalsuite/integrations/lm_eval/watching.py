@@ -50,9 +50,10 @@ def watch(lm: Any) -> None:
     lm.parse_generations, lm.parse_logprobs = parse_generations, parse_logprobs
 
 
-def hold(lm: Any, tokenizer: Any) -> str:
-    """Have a chat server's own counts held against those of `tokenizer`, and return CHECKED; or UNCHECKED, with a line
-    in the log, where there is nothing to hold: the server tells no count, or the tokenizer is `bytes`.
+def hold(lm: Any, tokenizer: Any) -> tuple[str, int]:
+    """Have a chat server's own counts held against those of `tokenizer`, and return CHECKED with how many tokens more
+    it counts; or UNCHECKED and 0, with a line in the log, where there is nothing to hold: the server tells no count, or
+    the tokenizer is `bytes`.
 
     The server is asked two short questions. What it counts beside the tokenizer, its template, has to be the same for
     both; every later prompt has to be read with as much. Where the template is not the tokenizer's own, up to four
@@ -64,7 +65,7 @@ def hold(lm: Any, tokenizer: Any) -> str:
     if tokenizer is bytes or len(known) < len(told):
         why = "the tokenizer is bytes" if tokenizer is bytes else SILENT
         log.warning(UNSEEN, lm.model, why)
-        return UNCHECKED
+        return UNCHECKED, 0
     ours = [len(chat_tokens(tokenizer, text)) for text in PROBES]
     more = known[0] - ours[0]
     if known[1] - ours[1] != more:
@@ -90,7 +91,7 @@ def hold(lm: Any, tokenizer: Any) -> str:
         return parse(outputs=outputs, **options)
 
     lm.parse_generations = parse_generations
-    return CHECKED
+    return CHECKED, more
 
 
 def chat_tokens(tokenizer: Any, text: str) -> Sequence[Any]:
