@@ -82,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("echo") and server.logprobs:
             told = [*tokens, " end"] if server.lists_end else tokens
             values = [None, *(-server.surprise(token, tokens[:i]) for i, token in enumerate(told[1:], 1))]
+            told = [token.strip() for token in told] if server.strips else told
             choice["text"] = prompt + " end"
             choice["logprobs"] = {"tokens": told, "token_logprobs": values, "top_logprobs": None, "text_offset": []}
         value = {"id": "x", "object": "text_completion", "model": server.calls_itself, "choices": [choice]}
@@ -105,7 +106,7 @@ class Strict(ThreadingHTTPServer):
         self.lists = self.tells_context = self.logprobs = self.usage = True
         self.armed, self.finish = False, "stop"
         self.begins, self.lists_end = 0, True  # tokens before a prompt, counted and not listed; its answer's among them
-        self.calls_itself, self.echo_fault = "wise-2026", None
+        self.calls_itself, self.echo_fault, self.strips = "wise-2026", None, False
         self.says = lambda prompt: f" {prompt.split()[-1]}"
         self.surprise = lambda token, before: float(len(token))
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
