@@ -182,6 +182,23 @@ def test_a_chat_is_counted_with_its_template(served: Served, tmp_path: Path) -> 
         assert b["prompt_tokens"] == a["prompt_tokens"] + 1  # behind a template's <s> the first space is a token
 
 
+@pytest.mark.parametrize("served", ["chat"], indirect=True)
+def test_lm_evals_chat_is_held_to_the_same_servers_counts(served: Served, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    pytest.importorskip("tenacity", reason="tenacity is not installed; lm_eval's servers need it")
+    url = f"http://127.0.0.1:{served.port}/v1/chat/completions"
+    given = f"model={served.checkpoint},base_url={url},max_length=1024,wording=terse,name=chat"
+    model = models.load(f"local-chat-completions:{given},tokenizer={served.checkpoint}")
+    assert model.identity()["tokens"] == "checked"
+    asked = ["--tasks", "multihop.graph", "--lengths", "256", "--limit", "2"]
+    chosen = plan.select(["multihop.graph"], lengths=(256,), limit=2)
+    theirs = runner.run(model, plan.make(chosen, "terse"), tmp_path)
+    ours = in_process(tmp_path / "own", asked)
+    assert [(row["error"], row["answer"], row["score"]) for row in theirs.rows] == [
+        ("", row["answer"], row["score"]) for row in ours.rows
+    ]
+
+
 class Scoring(Handler):
     """Log probabilities of an echoed prompt, by the checkpoint itself, in vLLM's layout: `<s>` is a token of it."""
 

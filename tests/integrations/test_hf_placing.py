@@ -86,6 +86,17 @@ def test_a_checkpoint_in_several_files_is_the_same_model(place: Path) -> None:
         opened(copy)
 
 
+def test_weights_of_a_subfolder_make_the_model(place: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "same", "other"):
+        shutil.copytree(place / "whole", tmp_path / name / "inner")
+        file = tmp_path / name / "inner" / "model.safetensors"
+        by = 1.01 if name == "other" else 1.0
+        save_file({key: weight * by for key, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+        found.append(opened(tmp_path / name, "subfolder=inner").identity())
+    assert found[0] == found[1] != found[2]
+
+
 def test_weights_that_are_missing_are_not_drawn_at_random(place: Path) -> None:
     """transformers logs a table and goes on; every answer would be another model's, and each time another."""
     copy = place / "lacking"

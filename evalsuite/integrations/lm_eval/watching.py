@@ -46,6 +46,10 @@ def watch(lm: Any) -> None:
         _each(_listed(outputs), tokens)
         return logprobs(outputs=outputs, tokens=tokens, **options)
 
+    def payload(*args: Any, **options: Any) -> dict[str, Any]:  # an empty list of stops is an error to some servers
+        return {name: value for name, value in made(*args, **options).items() if name != "stop" or value}
+
+    made, lm._create_payload = lm._create_payload, payload
     lm.model_call, lm.amodel_call = model_call, amodel_call
     lm.parse_generations, lm.parse_logprobs = parse_generations, parse_logprobs
 
