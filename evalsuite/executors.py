@@ -12,8 +12,10 @@ from evalsuite.models.base import Model
 from evalsuite.plan import Gap, Plan
 from evalsuite.progress import Reporter, Silent
 from evalsuite.ranks import World, deal, digest
+from evalsuite.records import Completion, Sample, Score
 from evalsuite.runner import Sink
 from evalsuite.store import Key, Row, Run, Store, agree, folder_name
+from evalsuite.task import Task
 
 GROUP = "evalsuite.executors"
 
@@ -102,6 +104,21 @@ class Shadow:
         """Nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """A task whose answers rank 0 judges: of what a model wrote, nothing is run once for every part of it."""
+
+    task: Task
+
+    def sample(self, *asked: Any) -> Sample:
+        """The task's own."""
+        return self.task.sample(*asked)
+
+    def score(self, sample: Sample, _: Completion) -> Score:
+        """None that is kept."""
+        return Score(sample.id, 0.0)
+
+
 def _lead(model: Model, made: Plan, order: Order, reporter: Reporter, world: World) -> Run:
     """Deal the plan to all ranks, ask the first share, and finish the folder when the others are done. Ranks that hold
     one model together are each asked everything."""
@@ -138,7 +155,9 @@ def _follow(model: Model, made: Plan, order: Order, world: World) -> None:
     if _together(model, world):
         agree(folder, described, world.rank)
         done = {(task, name): prompt for task, name, prompt in told["done"]}
-        gaps = _ask(model, made, places, Shadow(folder, done), Silent(), world)
+        items = tuple(replace(item, task=Unjudged(item.task)) for item in made.items)  # type: ignore[arg-type]
+        same = Plan(items, made.missing, made.selection, made.wording)
+        gaps = _ask(model, same, places, Shadow(folder, done), Silent(), world)
     else:
         with Store.join(folder, described, world.rank, told["sitting"]) as store:
             gaps = _ask(model, made, places, store, Silent(), world)
