@@ -292,6 +292,7 @@ def test_two_ranks_hold_one_model_and_are_one_run(place: Path, tmp_path: Path, k
         done = torchrun(2, *words, "--limit", limit)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("multihop.graph") == 1
+        assert "Passing `tp_plan`" not in done.stderr  # which newer releases of transformers no longer take
     (folder,) = (tmp_path / "tp").iterdir()
     run = store.read(folder)
     assert run.finished

@@ -112,7 +112,7 @@ class Whole:
 
     def from_pretrained(self, name: str, **options: Any) -> Any:
         """The model. Raises UserError where the checkpoint does not hold all of it."""
-        model, told = self.auto.from_pretrained(name, output_loading_info=True, **options)
+        model, told = self.auto.from_pretrained(name, output_loading_info=True, **_distributed(options))
         if missing := sorted(told["missing_keys"]):
             raise UserError(
                 f"{name} lacks {len(missing)} of its model's weights, {missing[0]} for one, which would be drawn at "
@@ -124,6 +124,17 @@ class Whole:
                 "quantization_config that this transformers keeps; the weights would be numbers of another size"
             )
         return model
+
+
+def _distributed(options: dict[str, Any]) -> dict[str, Any]:
+    """lm_eval's `tp_plan` in the words of newer releases of transformers, which take it from a configuration alone."""
+    from transformers import distributed
+
+    known: Any = getattr(distributed, "DistributedConfig", None)
+    if options.get("tp_plan") is None or "tp_plan" not in getattr(known, "__dataclass_fields__", ()):
+        return options
+    rest = {name: value for name, value in options.items() if name != "tp_plan"}
+    return rest | {"distributed_config": known(tp_plan=options["tp_plan"])}
 
 
 def _quantised(config: Any) -> Any:
