@@ -136,15 +136,6 @@ def sample(
 
 
 @triton.jit
-def lowest(low, row):
-    """The threshold of a row, which nobody looked for where there is no `low`."""
-    if low is None:
-        return tl.full([], -2147483648, tl.int32)
-    else:
-        return tl.load(low + row)
-
-
-@triton.jit
 def sifted(scores, column, end, least):
     """Numbers of some columns (as `ordered`): 1 where one is above `least`, 65536 where it is the same."""
     there = column < end
@@ -330,7 +321,7 @@ def choose(
     t = start + pid % (stop - start)
     row = tl.cast(pid, tl.int64)
     count = seen(first, position, b, t, T, S)
-    least = lowest(low, row)
+    least = tl.load(low + row)
     scores += row * wide(S)
     values += row * parts * CAP
     places += row * parts * CAP
