@@ -38,7 +38,7 @@ with torch.no_grad():
     attend(q[:, -1:], k, v, "triton")
 """
 SPARSE = """
-from evalsuite_kernels.sparse import block_attention, lightning_index, sparse_attention
+from evalsuite_kernels.sparse import block_attention, indexed_attention, lightning_index, sparse_attention
 from evalsuite_kernels.sweep.sparse import heads, indexer
 q, k, v = (x.requires_grad_() for x in heads(1, 130, 130, torch.bfloat16, "cuda", (4, 2, 128, 128)))
 chosen = lightning_index(*indexer(1, 130, 130, torch.bfloat16, "cuda"), 20, impl="triton")
@@ -48,6 +48,10 @@ for o in (
     block_attention(q, k, v, blocks.clamp(min=-1), 16, impl="triton"),
 ):
     torch.autograd.grad(o, (q, k, v), torch.randn_like(o))
+sizes = 1, 2, 8200, torch.bfloat16, "cuda"
+for lengths in (None, torch.tensor([100], device="cuda")):  # over so few keys a list is made
+    x = *heads(*sizes, (4, 2, 128, 128)), *indexer(*sizes)
+    indexed_attention(*x, 20, key_lengths=lengths, impl="triton")
 """
 CONTROL = "from evalsuite_kernels.sweep.control import run; run(op == 'control, meeting')\n"
 REPORT = re.compile(r"Error: |Warning: |and .* access at ")
