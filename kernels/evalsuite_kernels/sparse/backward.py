@@ -107,7 +107,7 @@ def backward_rows(
 ):  # fmt: skip
     """dk [B, S, H, K] and dv [B, S, H, V] of lists of tokens: a program takes one row of one key head."""
     pid = tl.program_id(0)
-    h = pid % H
+    h = tl.cast(pid % H, tl.int64)
     b = tl.cast(pid // H // S, tl.int64)
     row = tl.cast(pid // H, tl.int64) - b * S
     unit = (b * sets + h // (H // sets)) * S + row
@@ -150,7 +150,7 @@ def backward_blocks(
     That is one block, but where packed sequences end in the slot. Rows that no query sees are left alone.
     """
     pid = tl.program_id(0)
-    h = pid % H
+    h = tl.cast(pid % H, tl.int64)
     side = pid // H % (BLOCK // BLOCK_N)
     slot = pid // (H * (BLOCK // BLOCK_N))
     b = tl.cast(slot // slots, tl.int64)

@@ -8,13 +8,14 @@ from evalsuite_kernels.full.tiles import overlap, widen
 
 @triton.jit
 def place(pid, tiles, lists, T, heads, BLOCK_M: tl.constexpr):
-    """What a program takes: batch and token (int64), list, and query heads [BLOCK_M], -1 where there is none.
+    """What a program takes: batch, token, list, and query heads [BLOCK_M], -1 where there is none; all int64, since
+    heads of a long cache may stand a whole sequence apart.
 
     `heads` query heads read each of a token's `lists`; `tiles` programs share them. A token's programs are neighbours,
     and so are tokens, whose lists mostly name the same keys.
     """
     tile = pid % tiles
-    own = pid // tiles % lists
+    own = tl.cast(pid // tiles % lists, tl.int64)
     token = pid // (tiles * lists)
     b = token // T
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -25,7 +25,7 @@ def score_one(
 
     Where launches overlap, AHEAD lets those that sift score before the sample is through. What they read was there
     before the sample's program let them start, but a multiprocessor may have kept what stood there earlier: these loads
-    ask the cache that all share (.cg).
+    ask the cache that all share (.cg). Copies ahead of a loop can do so by 16 bytes alone: keys of other widths wait.
     """
     if EARLY and COUNT:  # the launches after the next may lean on all before this one
         tl.extra.cuda.gdc_wait()

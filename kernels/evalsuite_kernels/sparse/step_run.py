@@ -23,8 +23,6 @@ SLACK = 1.0  # of the threshold, as in `indexer.Sifting`
 PART = 512  # keys that a program scores and sifts: 256 programs at 128k keys
 LOOK, FIND = 8, 8  # num_warps of `select.sample` and of `step.find`
 TILE = 2048  # scores at a time where a choice is made among all of a row
-AHEAD = True  # programs score while others look at the sample; False, to compare: every launch awaits the one before
-WARPS: int | None = None  # of programs of attention; None: as `triton.SETTINGS` has it
 
 
 def fits(q: Tensor, index_q: Tensor, S: int, topk: int) -> bool:
@@ -87,7 +85,7 @@ def _run(
     )  # fmt: skip
     indexer.score_one(
         launches, (*index, scores), scales[0], S, (low, values, places, sizes, dense, tally, found), topk, PART=PART,
-        LIMIT=LIMIT, TILE=TILE, AHEAD=AHEAD,
+        LIMIT=LIMIT, TILE=TILE, AHEAD=index_q.shape[-1] * index_q.itemsize % 16 == 0,
     )  # fmt: skip
 
     lists, share, heads, strides, constants = shared(q, k, v, 1)
@@ -98,7 +96,6 @@ def _run(
     fp32: Any = {"dtype": torch.float32, "device": device}
     shape = B, lists, splits, T * heads
     kept = [torch.empty(*shape, V, **fp32), *(torch.empty(shape, **fp32) for _ in range(2))]
-    options["num_warps"] = WARPS or options["num_warps"]
     options.pop("BLOCK")
     launches.add(
         step.attend, (B * T * lists * tiles * splits,), q, k, v, *place, values, places, sizes, tally, least, found,
