@@ -121,6 +121,20 @@ def test_both_ways_are_taken(small, monkeypatch):
     assert 40 < ties[0] <= 256
 
 
+@pytest.mark.parametrize(("high", "topk"), [(39, 40), (40, 40), (41, 40), (256, 256), (256, 9), (257, 9)])
+def test_as_many_candidates_as_are_wanted_or_fit(high, topk, small, monkeypatch):
+    """Or one more or less, beside a crowd that is exactly the sample's threshold."""
+    S = 400
+    others = torch.ones(S, dtype=torch.bool)
+    others[sampled(S, RUN=1)] = False
+    x = torch.full((S,), 0.5, device=DEVICE)
+    x[others.nonzero().flatten()[:high]] = 1 + torch.rand(high, device=DEVICE)
+    one = torch.ones(1, 1, 1, 1, device=DEVICE)
+    with kept(monkeypatch) as found:
+        agrees([*read(1, S), one, x.view(1, S, 1), one[0]], topk)
+    assert found == [high]
+
+
 @pytest.mark.parametrize("count", [0, 1, 32, 63, 64, 65, 129, 200])
 def test_lengths_around_the_bounds_of_parts_and_tiles(count, small):
     """Of a row beside another, over a cache that holds anything beyond its keys."""
