@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -297,6 +298,22 @@ def test_a_triton_without_gluon_is_no_error(monkeypatch):
         kernels._on_hopper.cache_clear()
         assert kernels._on_hopper("hopper") is kernels._on_hopper("hopper_backward") is None
     kernels._on_hopper.cache_clear()
+
+
+@pytest.mark.parametrize("T", [1, 80])
+def test_heads_may_stand_a_whole_sequence_apart(T):
+    """As in the cache of a long text that keeps each head's keys together: the third one begins 2^31 numbers later. On
+    a CPU memory that nobody writes to takes no room."""
+    S, far = 80, 2**30
+    flat = torch.from_numpy(np.zeros(4 * far + 64 * S, np.float16)).to(DEVICE)  # room for a sum that wrapped around
+    apart = flat.as_strided((1, S, 3, 64), (flat.numel(), 64, far, 1), 2 * far)
+    apart.copy_(torch.randn(1, S, 3, 64))
+    together, found = apart.clone(memory_format=torch.contiguous_format), []
+    for x in (apart, together):
+        q, k, v, g = (part.detach().requires_grad_() for part in x.split(16, -1))
+        o = ours(q[:, S - T :], k, v)
+        found.append([o, *(torch.autograd.grad(o, (q, k, v), g[:, S - T :]) if T > 1 else ())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_settings_name_all_tiles():

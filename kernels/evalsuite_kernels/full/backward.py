@@ -71,15 +71,15 @@ def backward_queries(
     col_k = (h // group) * skh
     col_v = (h // group) * svh
     b = tl.cast(b, tl.int64)
-    x = widen(load_tile(q + b * sqb + token * sqt + h * sqh, count, sqt, BLOCK_M, K, BK, True), WIDE)
-    y = widen(load_tile(g + b * sgb + token * sgt + h * sgh, count, sgt, BLOCK_M, V, BV, True), WIDE)
+    x = widen(load_tile(q + b * sqb + token * sqt + tl.cast(h, tl.int64) * sqh, count, sqt, BLOCK_M, K, BK, True), WIDE)
+    y = widen(load_tile(g + b * sgb + token * sgt + tl.cast(h, tl.int64) * sgh, count, sgt, BLOCK_M, V, BV, True), WIDE)
     z = load_tile(o + ((b * T + token) * HQ + h) * V, count, HQ * V, BLOCK_M, V, BV, True)
     sums = tl.sum(z.to(tl.float32) * y.to(tl.float32), 1)
     at = (b * HQ + h) * T + q0 + rows
     tl.store(delta + at, sums, mask=rows < queries)
     logs = tl.load(lse + at, mask=rows < queries, other=float("inf"))
-    k += b * skb + tl.cast(k0, tl.int64) * skt + (h // group) * skh
-    v += b * svb + tl.cast(k0, tl.int64) * svt + (h // group) * svh
+    k += b * skb + tl.cast(k0, tl.int64) * skt + tl.cast(h // group, tl.int64) * skh
+    v += b * svb + tl.cast(k0, tl.int64) * svt + tl.cast(h // group, tl.int64) * svh
     acc = tl.zeros([BLOCK_M, BK], tl.float32)
     low, begin, end = key_range(start + shift, window, BLOCK_M, BLOCK_N, WINDOWED)
     stop = tl.maximum(tl.minimum(start + BLOCK_M, queries) + shift, 0)
@@ -162,8 +162,12 @@ def backward_keys(
     token = tl.cast(k0, tl.int64) + start
     batch = b
     b = tl.cast(b, tl.int64)
-    x = widen(load_tile(k + b * skb + token * skt + h * skh, keys - start, skt, BLOCK_N, K, BK, True), WIDE)
-    y = widen(load_tile(v + b * svb + token * svt + h * svh, keys - start, svt, BLOCK_N, V, BV, True), WIDE)
+    x = widen(
+        load_tile(k + b * skb + token * skt + tl.cast(h, tl.int64) * skh, keys - start, skt, BLOCK_N, K, BK, True), WIDE
+    )
+    y = widen(
+        load_tile(v + b * svb + token * svt + tl.cast(h, tl.int64) * svh, keys - start, svt, BLOCK_N, V, BV, True), WIDE
+    )
     # queries that see a key of the block begin at low; in begin .. end - 1 every query sees all its keys
     low = tl.maximum(start - shift, 0) // BLOCK_M * BLOCK_M
     stop = queries
@@ -179,8 +183,8 @@ def backward_keys(
     acc_v = tl.zeros([BLOCK_N, BV], tl.float32)
     for i in range(group):
         hq = h * group + i
-        at_q = q + b * sqb + tl.cast(q0, tl.int64) * sqt + hq * sqh
-        at_g = g + b * sgb + tl.cast(q0, tl.int64) * sgt + hq * sgh
+        at_q = q + b * sqb + tl.cast(q0, tl.int64) * sqt + tl.cast(hq, tl.int64) * sqh
+        at_g = g + b * sgb + tl.cast(q0, tl.int64) * sgt + tl.cast(hq, tl.int64) * sgh
         row = (b * HQ + hq) * T + q0
         col_q = hq * sqh
         col_g = hq * sgh

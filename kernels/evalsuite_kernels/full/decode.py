@@ -40,7 +40,9 @@ def decode(
     b = tl.cast(b, tl.int64)
     in_k = tl.arange(0, BK)[None, :]
     in_v = tl.arange(0, BV)[None, :]
-    x = tl.load(q + b * sqb + (t * sqt + hq * sqh)[:, None] + in_k, mask=real[:, None] & (in_k < K), other=0.0)
+    x = tl.load(
+        q + b * sqb + (t * sqt + hq.to(tl.int64) * sqh)[:, None] + in_k, mask=real[:, None] & (in_k < K), other=0.0
+    )
     x = widen(x, WIDE)
     acc = tl.zeros([BLOCK_M, BV], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -55,14 +57,16 @@ def decode(
         else:
             at_k = b * skb + key.to(tl.int64) * skt
             at_v = b * svb + key.to(tl.int64) * svt
-        y = tl.load(k + (at_k + h * skh)[:, None] + in_k, mask=valid & (in_k < K), other=0.0)
+        y = tl.load(k + (at_k + tl.cast(h, tl.int64) * skh)[:, None] + in_k, mask=valid & (in_k < K), other=0.0)
         s = tl.dot(x, tl.trans(widen(y, WIDE)), input_precision="ieee") * scale
         s = tl.where(seen(position[:, None], key[None, :], window, WINDOWED), s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp2(s - base[:, None])
         decay = tl.exp2(top - base)
-        z = widen(tl.load(v + (at_v + h * svh)[:, None] + in_v, mask=valid & (in_v < V), other=0.0), WIDE)
+        z = widen(
+            tl.load(v + (at_v + tl.cast(h, tl.int64) * svh)[:, None] + in_v, mask=valid & (in_v < V), other=0.0), WIDE
+        )
         acc = tl.dot(p.to(z.dtype), z, acc * decay[:, None], input_precision="ieee")
         total = total * decay + tl.sum(p, 1)
         top = higher

@@ -42,10 +42,10 @@ def forward(
     col_k = (h // group) * skh
     col_v = (h // group) * svh
     b = tl.cast(b, tl.int64)
-    x = load_tile(q + b * sqb + token * sqt + h * sqh, queries - start, sqt, BLOCK_M, K, BK, True)
+    x = load_tile(q + b * sqb + token * sqt + tl.cast(h, tl.int64) * sqh, queries - start, sqt, BLOCK_M, K, BK, True)
     x = widen(x, WIDE)
-    k += b * skb + tl.cast(k0, tl.int64) * skt + (h // group) * skh
-    v += b * svb + tl.cast(k0, tl.int64) * svt + (h // group) * svh
+    k += b * skb + tl.cast(k0, tl.int64) * skt + tl.cast(h // group, tl.int64) * skh
+    v += b * svb + tl.cast(k0, tl.int64) * svt + tl.cast(h // group, tl.int64) * svh
     acc = tl.zeros([BLOCK_M, BV], tl.float32)
     if SUNK:
         top = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + h).to(tl.float32) * 1.4426950408889634
