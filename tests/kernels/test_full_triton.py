@@ -276,6 +276,7 @@ def test_plain_calls_take_the_kernels_for_hopper_where_they_fit(which, fits, mon
         backward=lambda g, q, k, v, o, lse, scale: tuple(torch.full_like(x, 5) for x in (q, k, v)),
     )
     monkeypatch.setattr(kernels, "_on_hopper", lambda name: there)
+    monkeypatch.setattr(kernels, "_rehearse", lambda *_: None)  # as after a first call, whichever test made it
     got = ours(q, k, v, **options_of(which))
     grads = torch.autograd.grad(got.sum(), (q, k, v))
     own = which == "plain" and fits
