@@ -8,14 +8,6 @@ from evalsuite.records import Sample
 from strict_server import Strict
 
 
-@pytest.fixture
-def server():
-    made = Strict()
-    yield made
-    made.shutdown()
-    made.server_close()
-
-
 def opened(server: Strict, **more: object):
     given = {"base_url": server.url, "model": "wise", "patience": 5, **more}
     return open_endpoint(",".join(f"{name}={value}" for name, value in given.items()))

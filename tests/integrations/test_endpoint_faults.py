@@ -23,14 +23,6 @@ from evalsuite.task import Cell
 from strict_server import Strict, dropped, slow, status, torn
 
 
-@pytest.fixture
-def server():
-    made = Strict()
-    yield made
-    made.shutdown()
-    made.server_close()
-
-
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> Path:
     """A tokenizer that counts as the strict server does: one token a word, its space with it."""

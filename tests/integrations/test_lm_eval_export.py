@@ -7,24 +7,13 @@ import pytest
 
 from evalsuite import plan, runner, store
 from evalsuite.errors import UserError
-from evalsuite.models import ZOO
-from evalsuite.models.own import OwnModel, open_checkpoint
+from evalsuite.models.own import OwnModel
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from lm_eval.tasks._index import TaskIndex
 
 from evalsuite.integrations.lm_eval import export
-from foreign_tasks import ran, theirs, written
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return written(tmp_path / "tasks")
-
-
-@pytest.fixture(scope="module")
-def native() -> OwnModel:
-    return open_checkpoint(ZOO / "hybrid-kda", "hybrid-kda", device="cpu")
+from foreign_tasks import ran, theirs
 
 
 def test_an_exported_run_has_lm_evals_layout(native: OwnModel, place: Path, tmp_path: Path) -> None:

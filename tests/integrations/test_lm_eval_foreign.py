@@ -11,9 +11,8 @@ import pytest
 from evalsuite import compare, plan, runner, store
 from evalsuite import task as tasks
 from evalsuite.errors import UserError
-from evalsuite.models import ZOO
 from evalsuite.models.base import Speed
-from evalsuite.models.own import OwnModel, open_checkpoint
+from evalsuite.models.own import OwnModel
 from evalsuite.records import Completion, Sample
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
@@ -23,17 +22,7 @@ from lm_eval.tasks._index import TaskIndex
 
 from evalsuite.integrations.lm_eval import export
 from evalsuite.integrations.lm_eval.model import EvalsuiteLM
-from foreign_tasks import ran, theirs, written
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return written(tmp_path / "tasks")
-
-
-@pytest.fixture(scope="module")
-def native() -> OwnModel:
-    return open_checkpoint(ZOO / "hybrid-kda", "hybrid-kda", device="cpu")
+from foreign_tasks import ran, theirs
 
 
 @pytest.mark.parametrize("name", ["mc", "gen", "ll", "part"])

@@ -11,8 +11,7 @@ import torch
 
 from evalsuite.errors import UserError
 from evalsuite.lexicon import WORDS
-from evalsuite.models import ZOO
-from evalsuite.models.own import OwnModel, open_checkpoint
+from evalsuite.models.own import OwnModel
 from evalsuite.records import Sample
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
@@ -22,11 +21,6 @@ from lm_eval.api.model import CachingLM
 from evalsuite.integrations.lm_eval.model import REFUSED, EvalsuiteLM, Templated
 
 TEXTS = ("the red house is near", "edge a b , edge b c . hop two from a", "x", "")
-
-
-@pytest.fixture(scope="module")
-def native() -> OwnModel:
-    return open_checkpoint(ZOO / "hybrid-kda", "hybrid-kda", device="cpu")
 
 
 @pytest.fixture

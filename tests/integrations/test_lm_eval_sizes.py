@@ -7,24 +7,13 @@ import pytest
 
 from evalsuite import compare, plan, runner
 from evalsuite.errors import UserError
-from evalsuite.models import ZOO
-from evalsuite.models.own import OwnModel, open_checkpoint
+from evalsuite.models.own import OwnModel
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from lm_eval.tasks._index import TaskIndex
 
 from evalsuite.integrations.lm_eval import export
-from foreign_tasks import asked, ran, written
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return written(tmp_path / "tasks")
-
-
-@pytest.fixture(scope="module")
-def native() -> OwnModel:
-    return open_checkpoint(ZOO / "hybrid-kda", "hybrid-kda", device="cpu")
+from foreign_tasks import asked, ran
 
 
 def test_every_length_is_asked_and_depends_on_no_other(native: OwnModel, place: Path, tmp_path: Path) -> None:
