@@ -107,7 +107,7 @@ def backward_rows(
 ):  # fmt: skip
     """dk [B, S, H, K] and dv [B, S, H, V] of lists of tokens: a program takes one row of one key head."""
     pid = tl.program_id(0)
-    h = tl.cast(pid % H, tl.int64)
+    h = pid % H
     b = tl.cast(pid // H // S, tl.int64)
     row = tl.cast(pid // H, tl.int64) - b * S
     unit = (b * sets + h // (H // sets)) * S + row
@@ -115,8 +115,8 @@ def backward_rows(
     count = (tl.load(bounds + unit + 1) - at).to(tl.int32) * heads
     in_k = tl.arange(0, BK)
     in_v = tl.arange(0, BV)
-    x = tl.load(k + b * skb + row * skt + h * skh + in_k, mask=in_k < K, other=0.0).to(tl.float32)
-    y = tl.load(v + b * svb + row * svt + h * svh + in_v, mask=in_v < V, other=0.0).to(tl.float32)
+    x = tl.load(k + b * skb + row * skt + tl.cast(h, tl.int64) * skh + in_k, mask=in_k < K, other=0.0).to(tl.float32)
+    y = tl.load(v + b * svb + row * svt + tl.cast(h, tl.int64) * svh + in_v, mask=in_v < V, other=0.0).to(tl.float32)
     acc_k = tl.zeros([BK], tl.float32)
     acc_v = tl.zeros([BV], tl.float32)
     q += b * sqb
@@ -150,7 +150,7 @@ def backward_blocks(
     That is one block, but where packed sequences end in the slot. Rows that no query sees are left alone.
     """
     pid = tl.program_id(0)
-    h = tl.cast(pid % H, tl.int64)
+    h = pid % H
     side = pid // H % (BLOCK // BLOCK_N)
     slot = pid // (H * (BLOCK // BLOCK_N))
     b = tl.cast(slot // slots, tl.int64)
@@ -158,8 +158,8 @@ def backward_blocks(
     base = (b * sets + h // (H // sets)) * S
     at = tl.load(bounds + base + low)
     stop = tl.load(bounds + base + tl.minimum(low + BLOCK, S))
-    k += b * skb + h * skh
-    v += b * svb + h * svh
+    k += b * skb + tl.cast(h, tl.int64) * skh
+    v += b * svb + tl.cast(h, tl.int64) * svh
     q += b * sqb
     g += b * sgb
     in_k = tl.arange(0, BK)[None, :]
