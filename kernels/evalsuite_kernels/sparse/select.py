@@ -136,11 +136,17 @@ def sample(
 
 
 @triton.jit
-def sifted(scores, column, end, least):
+def beside(x, there, least):
+    """1 where a number is above `least`, 65536 where it is the same; 0 where it is below or not there."""
+    return tl.where(there, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
+
+
+@triton.jit
+def _sifted(scores, column, end, least):
     """Numbers of some columns (as `ordered`): 1 where one is above `least`, 65536 where it is the same."""
     there = column < end
     x = ordered(tl.load(scores + column, mask=there, other=0.0))
-    return x, tl.where(there, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
+    return x, beside(x, there, least)
 
 
 @triton.jit
@@ -161,10 +167,10 @@ def gather_part(
     above = end * 0
     for at in range(begin, end, TILE):
         column = at + tl.arange(0, TILE // OWN) * OWN
-        x, n = sifted(scores, column, end, least)
+        x, n = _sifted(scores, column, end, least)
         xs, ns, own = (x,), (n,), n
         for i in tl.static_range(1, OWN):
-            x, n = sifted(scores, column + i, end, least)
+            x, n = _sifted(scores, column + i, end, least)
             xs, ns, own = xs + (x,), ns + (n,), own + n  # type: ignore[assignment]
         upto = tl.cumsum(own, 0)
         total = tl.max(upto, 0)
@@ -209,7 +215,7 @@ def collect(
 def _store(x, column, there, least, wanted, taken, tied, found):
     """The positions of what is larger than `least`, and of the first `wanted` numbers like it, in order; returns how
     many have been taken, and how many are like it."""
-    n = tl.where(there, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
+    n = beside(x, there, least)
     upto = tl.cumsum(n, 0)
     room = tl.maximum(wanted - tied, 0)
     slot = taken + (upto & 65535) + tl.minimum(upto >> 16, room) - 1
@@ -257,11 +263,11 @@ def pick(
             digit, alike = _digit(x, least, i)
             hist += tl.histogram(digit, 256, mask=there & alike)
         least, wanted = _next(hist, least, wanted)
-    keep(scores, values, places, ends, found, n, least ^ -2147483648, wanted, CAP, BITS, TILE, DIRECT)
+    _keep(scores, values, places, ends, found, n, least ^ -2147483648, wanted, CAP, BITS, TILE, DIRECT)
 
 
 @triton.jit
-def keep(
+def _keep(
     scores, values, places, ends, found, n, least, wanted,
     CAP: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
@@ -339,7 +345,7 @@ def choose(
         all_of(found, count, TILE)
     elif fits & (reach >= topk):
         if above < topk:
-            keep(scores, values, places, ends, found, kept, least, topk - above, CAP, BITS, TILE, False)
+            _keep(scores, values, places, ends, found, kept, least, topk - above, CAP, BITS, TILE, False)
         elif kept <= ONCE:
             _pick_once(values, places, ends, found, kept, least, taken, ONCE, CAP, BITS)
         else:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from evalsuite_kernels.sparse.forward import load_rows, place, standing, weigh
-from evalsuite_kernels.sparse.select import all_of, largest, ordered, pick, rest, slots
+from evalsuite_kernels.sparse.select import all_of, beside, largest, ordered, pick, rest, slots
 
 EVERY = tl.constexpr(1 << 30)  # of the numbers like the least one: all
 
@@ -30,10 +30,10 @@ def keep_part(
         tl.extra.cuda.gdc_wait()
     least = tl.load(low)
     end = tl.where(least > -2147483648, count, 0)  # else nobody looked for one
-    ns = (_sifted(xs[0], column, end, least),)
+    ns = (beside(xs[0], column < end, least),)
     own = ns[0]
     for i in tl.static_range(1, OWN):
-        ns = ns + (_sifted(xs[i], column + i, end, least),)  # type: ignore[assignment]
+        ns = ns + (beside(xs[i], column + i < end, least),)  # type: ignore[assignment]
         own += ns[i]
     upto = tl.cumsum(own, 0)
     kept = tl.max(upto, 0)
@@ -63,12 +63,6 @@ def keep_part(
 @triton.jit
 def _score(scores, column, count):
     return ordered(tl.load(scores + column, mask=column < count, other=0.0))
-
-
-@triton.jit
-def _sifted(x, column, end, least):
-    """1 where a number is above `least`, 65536 where it is the same."""
-    return tl.where(column < end, (x > least).to(tl.int32) + (x == least).to(tl.int32) * 65536, 0)
 
 
 @triton.jit
@@ -108,7 +102,7 @@ def find(dense, low, tally, least, topk, LIMIT: tl.constexpr, EARLY: tl.constexp
     each = tl.arange(0, LIMIT)
     x = tl.load(dense + row * LIMIT + each)  # without waiting for how many are there
     lowest = tl.load(low + row)
-    n, like = _totals(tl.load(tally + row))
+    n, _ = _totals(tl.load(tally + row))
     x = tl.where(each < n, x, -2147483648)
     if (n > topk) & (n <= LIMIT):
         bound, reach = largest(x, n, lowest, topk)
